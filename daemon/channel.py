@@ -1,0 +1,175 @@
+"""A SEQPACKET Unix socket that carries messages of any length, and means nothing by them.
+
+A short message is one packet.  A long one is cut into pieces that are marked by
+their first byte, which no message begins with (messages are msgpack arrays).
+The owner of a channel closes it.  Sending and receiving may be done by two
+threads, each by one at a time.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import select
+import socket
+import struct
+import time
+
+from safeclaw.errors import BrokerError
+
+#: The longest packet; well under the default send buffer (net.core.wmem_default).
+PACKET_MAX = 32 * 1024
+_MORE, _LAST = b"\x00", b"\x01"
+
+
+def peer_credentials(sock: socket.socket) -> tuple[int, int, int]:
+    """Return pid, uid and gid of who connected (SO_PEERCRED, unix(7))."""
+    data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    pid, uid, gid = struct.unpack("iII", data)
+    return pid, uid, gid
+
+
+def packets(message: bytes) -> list[bytes]:
+    """Return the packets that carry a message."""
+    if len(message) <= PACKET_MAX:
+        return [message]
+    step = PACKET_MAX - 1
+    pieces = [message[start : start + step] for start in range(0, len(message), step)]
+    return [_MORE + piece for piece in pieces[:-1]] + [_LAST + pieces[-1]]
+
+
+class Channel:
+    """One end of a conversation."""
+
+    def __init__(self, sock: socket.socket, *, message_max: int) -> None:
+        self.sock = sock
+        self._message_max = message_max
+        self._pieces: list[bytes] = []
+        self._pieces_size = 0
+        self._outbox: collections.deque[bytes] = collections.deque()
+        # Bound once: these are called for every attempt.
+        self._sock_send = sock.send
+        self._sock_recv = sock.recv
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor, for a poller."""
+        return self.sock.fileno()
+
+    def send(self, message: bytes, timeout: float) -> None:
+        """Send a whole message, waiting up to ``timeout`` seconds for room.
+
+        Raises:
+            TimeoutError: the peer does not read; the channel is of no use any more.
+            OSError: the peer has gone.
+
+        """
+        if len(message) <= PACKET_MAX:
+            try:
+                self._sock_send(message, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                return
+            except BlockingIOError:
+                pass
+        deadline = time.monotonic() + timeout
+        for packet in packets(message):
+            while True:
+                try:
+                    self._sock_send(packet, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                    break
+                except BlockingIOError:
+                    left = deadline - time.monotonic()
+                    if left <= 0 or not _wait(self.sock, select.POLLOUT, left):
+                        raise TimeoutError("the peer does not read") from None
+
+    def post(self, message: bytes) -> bool:
+        """Send as much as there is room for and keep the rest; True when nothing is kept."""
+        self._outbox.extend(packets(message))
+        return self.push()
+
+    def push(self) -> bool:
+        """Send what was kept, as far as there is room; True when nothing is kept."""
+        while self._outbox:
+            try:
+                self._sock_send(self._outbox[0], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                return False
+            self._outbox.popleft()
+        return True
+
+    @property
+    def posted(self) -> int:
+        """How many packets wait for room."""
+        return len(self._outbox)
+
+    def receive(self, timeout: float | None = None) -> bytes | None:
+        """Wait for a whole message; None when the peer has gone.
+
+        Raises:
+            TimeoutError: nothing came in ``timeout`` seconds.
+            BrokerError: the peer sent what is no message.
+
+        """
+        while True:
+            if timeout is not None and not _wait(self.sock, select.POLLIN, timeout):
+                raise TimeoutError("the peer does not answer")
+            try:
+                packet = self._sock_recv(PACKET_MAX)
+            except ConnectionResetError:
+                return None
+            message = self._join(packet)
+            if message is not None:
+                return message or None
+
+    def take(self) -> bytes | None:
+        """Return a message that is there; b"" when the peer has gone, None when there is none.
+
+        Raises BrokerError when the peer sent what is no message.
+        """
+        while True:
+            try:
+                packet = self._sock_recv(PACKET_MAX, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return None
+            except ConnectionResetError:
+                return b""
+            if packet[:1] not in (b"", _MORE, _LAST):
+                return packet
+            message = self._join(packet)
+            if message is not None:
+                return message
+
+    def close(self) -> None:
+        """Close the socket; a thread that waits in ``receive`` is woken."""
+        try:
+            self.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # the peer was quicker
+        self.sock.close()
+
+    def _join(self, packet: bytes) -> bytes | None:
+        mark = packet[:1]
+        if mark not in (_MORE, _LAST):
+            if packet and self._pieces:
+                raise BrokerError("a message was broken off")
+            return packet
+        self._pieces.append(packet[1:])
+        self._pieces_size += len(packet)
+        if self._pieces_size > self._message_max:
+            raise BrokerError("a message is too long")
+        if mark == _MORE:
+            return None
+        message = b"".join(self._pieces)
+        self._pieces = []
+        self._pieces_size = 0
+        return message
+
+
+def socket_at(directory: int, name: str) -> str:
+    """Return an address for a socket in an open directory, however long its path is."""
+    # sun_path holds 108 bytes (unix(7)); a path through the descriptor always fits.
+    return os.fsencode(f"/proc/self/fd/{directory}/{name}").decode()
+
+
+def _wait(sock: socket.socket, event: int, seconds: float) -> bool:
+    poller = select.poll()
+    poller.register(sock, event)
+    return bool(poller.poll(max(0.0, seconds) * 1000))

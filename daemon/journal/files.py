@@ -1,0 +1,188 @@
+"""The journal's files: names, safe opening, atomic replacement, signing keys.
+
+``<state>/journal/``: ``lock`` (flock of the one writer), ``segment-NNNNNN.jsonl``,
+``checkpoint`` (the latest signed note), ``frontier`` (a cache that spares the
+writer a full scan; worthless to a verifier), ``torn-*`` (tails set aside).
+``<state>/keys/``: ``journal.key`` (the Ed25519 seed), ``journal.pub``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Final
+
+from safeclaw.daemon.journal.note import PublicKey, SigningKey
+from safeclaw.errors import JournalError
+
+LOCK: Final = "lock"
+CHECKPOINT: Final = "checkpoint"
+FRONTIER: Final = "frontier"
+PRIVATE_KEY: Final = "journal.key"
+PUBLIC_KEY: Final = "journal.pub"
+_SEGMENT = re.compile(r"segment-([0-9]{6,12})\.jsonl")
+
+
+def segment_name(number: int) -> str:
+    """Return the file name of a segment, counted from 1."""
+    return f"segment-{number:06}.jsonl"
+
+
+def segments(directory: Path) -> list[tuple[int, Path]]:
+    """Return the segments in order, each with its number."""
+    found: list[tuple[int, Path]] = []
+    for name in os.listdir(directory):
+        match = _SEGMENT.fullmatch(name)
+        if match and segment_name(int(match[1])) == name:
+            found.append((int(match[1]), directory / name))
+    return sorted(found)
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory of the writer's own, or accept one that is safe.
+
+    Raises:
+        JournalError: it cannot be made, or others may write to it.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = path.lstat()
+    except OSError as error:
+        raise JournalError(f"{path}: {error.strerror}", hint="give --state DIR") from error
+    if not stat.S_ISDIR(status.st_mode):
+        raise JournalError(f"{path}: not a directory")
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise JournalError(
+            f"{path}: owned by another user or writable by others",
+            hint="the journal's directory must belong to its writer alone",
+        )
+
+
+def take_lock(directory: Path) -> int:
+    """Return a descriptor that holds the writer's lock.
+
+    Raises:
+        JournalError: another writer has it.
+    """
+    path = directory / LOCK
+    fd = -1
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(fd)
+        raise JournalError(
+            f"{directory}: another process is writing this journal",
+            hint="one broker owns a state directory; give another one --state DIR of its own",
+        ) from error
+    except OSError as error:
+        if fd >= 0:
+            os.close(fd)
+        raise JournalError(f"{path}: {error.strerror}") from error
+    return fd
+
+
+def is_locked(directory: Path) -> bool:
+    """Whether a writer is at work here right now."""
+    try:
+        fd = os.open(directory / LOCK, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(fd)
+
+
+def open_segment(path: Path, *, create: bool) -> int:
+    """Open a segment for appending; a link of any kind in its place is refused."""
+    flags = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+    if create:
+        flags |= os.O_CREAT | os.O_EXCL
+    try:
+        fd = os.open(path, flags, 0o640)
+    except OSError as error:
+        raise JournalError(f"{path}: {error.strerror}") from error
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+        os.close(fd)
+        raise JournalError(f"{path}: not a plain file of its own")
+    return fd
+
+
+def sync_directory(directory: Path) -> None:
+    """Make renames and new names in a directory durable."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def replace(path: Path, content: bytes, *, mode: int = 0o640, sync: bool = True) -> None:
+    """Put ``content`` in the file's place at once: a reader sees old or new."""
+    temporary = path.with_name(path.name + ".new")
+    fd = os.open(
+        temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode
+    )
+    try:
+        if os.write(fd, content) != len(content):
+            raise OSError(28, "short write", str(temporary))
+        if sync:
+            os.fdatasync(fd)
+    finally:
+        os.close(fd)
+    os.rename(temporary, path)
+
+
+def load_key(keys: Path) -> SigningKey:
+    """Return the journal's signing key.
+
+    Raises:
+        JournalError: it is missing, unreadable, or not a key.
+    """
+    path = keys / PRIVATE_KEY
+    try:
+        name, seed = path.read_text("ascii").split()
+        return SigningKey(name, bytes.fromhex(seed))
+    except OSError as error:
+        raise JournalError(
+            f"{path}: {error.strerror}",
+            hint="without its key this journal cannot go on; keep it and start another state",
+        ) from error
+    except ValueError as error:
+        raise JournalError(f"{path}: not a signing key") from error
+
+
+def new_key(keys: Path, name: str) -> SigningKey:
+    """Make, store and return a signing key."""
+    make_directory(keys)
+    key = SigningKey(name, os.urandom(32))
+    try:
+        replace(keys / PRIVATE_KEY, f"{name} {key.seed.hex()}\n".encode(), mode=0o600)
+        replace(keys / PUBLIC_KEY, f"{key.public.text()}\n".encode(), mode=0o644)
+        sync_directory(keys)
+    except OSError as error:
+        raise JournalError(f"{keys}: {error.strerror}") from error
+    return key
+
+
+def read_public_key(path: Path) -> PublicKey:
+    """Return the public key in a file.
+
+    Raises:
+        JournalError: unreadable, or not a key.
+    """
+    try:
+        return PublicKey.parse(path.read_text("utf-8"))
+    except OSError as error:
+        raise JournalError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise JournalError(f"{path}: not a public key") from error

@@ -1,0 +1,302 @@
+"""YAML text to a :class:`Policy`, or every problem of it at once.
+
+Each problem is ``name:line:column: message``, and says what was meant where
+that can be guessed.  Pure: the text is passed in; see ``source`` for files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pathlib
+import re
+from collections.abc import Callable
+from typing import TypeVar
+
+from safeclaw.errors import PolicyError
+from safeclaw.policies import command, fields, glob, network
+from safeclaw.policies.document import (
+    Assurance,
+    Effect,
+    Environment,
+    Mode,
+    Policy,
+    PortRange,
+    Resources,
+    Rule,
+    Runtime,
+)
+from safeclaw.policies.yamltext import Mapping, Node, Problems, Scalar, Sequence, parse
+
+_C = TypeVar("_C", Runtime, Mode, Assurance)
+
+VERSIONS = ("1", "1.0")
+RUNTIME_NAME = "runtime"
+
+_TOP_KEYS = (
+    "version", "description", "rules", "runtime", "mode", "assurance", "resources", "environment",
+)  # fmt: skip
+_CONDITIONS = ("path", "command", "host", "port", "protocol")
+_RULE_KEYS = ("action", *_CONDITIONS, "effect", "reason")
+_EFFECTS = {
+    "allow": Effect.ALLOW,
+    "deny": Effect.DENY,
+    "ask": Effect.ASK,
+    "require_approval": Effect.ASK,
+}
+_ACTION = re.compile(r"\*|[a-z][a-z0-9_-]*(\.[a-z][a-z0-9_-]*)*(\.\*)?")
+KNOWN_ACTIONS = (
+    "file", "file.read", "file.write", "file.write.create", "file.write.modify",
+    "file.write.delete", "file.write.rename", "file.write.link", "file.write.metadata",
+    "shell", "shell.execute", "network", "network.connect", "network.bind", "network.send",
+    "session", "session.start",
+)  # fmt: skip
+_FAMILIES = {
+    "file": ("path",),
+    "shell": ("command",),
+    "network": ("path", "host", "port", "protocol"),
+    "*": _CONDITIONS,
+}
+
+
+def load(text: bytes | str, *, name: str) -> Policy:
+    """Return the policy in ``text``.
+
+    ``name`` is the file it came from; its stem becomes the policy's name.
+    Raises PolicyError, whose message has one line for every problem.
+    """
+    problems = Problems(name)
+    policy = _policy(text, name, problems)
+    if policy is None or problems:
+        raise PolicyError("\n".join(problems.lines()))
+    return policy
+
+
+def policy_name(name: str) -> str:
+    """Return the name of a policy that was read from ``name``."""
+    path = pathlib.PurePosixPath(name)
+    return path.stem if path.suffix in (".yaml", ".yml") else path.name
+
+
+def _policy(text: bytes | str, name: str, problems: Problems) -> Policy | None:
+    root = parse(text, problems)
+    if root is None:
+        return None
+    if not isinstance(root, Mapping):
+        problems.add(root.place, "a policy is a mapping with the keys version and rules")
+        return None
+    found = fields.keys(root, _TOP_KEYS, "a policy", problems)
+    raw = text if isinstance(text, bytes) else text.encode()
+    title = policy_name(name)
+    version = _version(root, found.get("version"), problems)
+    return Policy(
+        name=title,
+        version=version,
+        sha256=hashlib.sha256(raw).hexdigest(),
+        rules=_rules(root, found.get("rules"), title, problems),
+        description=fields.text(found.get("description"), problems, multiline=True),
+        runtime=_choice(found.get("runtime"), Runtime, Runtime.DEFAULT, problems),
+        mode=_choice(found.get("mode"), Mode, Mode.ENFORCE, problems),
+        assurance=_choice(found.get("assurance"), Assurance, Assurance.PIPELINED, problems),
+        resources=_resources(found.get("resources"), problems),
+        environment=_environment(found.get("environment"), problems),
+    )
+
+
+def _version(root: Mapping, node: Node | None, problems: Problems) -> str:
+    if node is None:
+        problems.add(root.place, "the key 'version' is missing; write version: \"1.0\"")
+        return ""
+    if not isinstance(node, Scalar) or node.text not in VERSIONS:
+        shown = f" '{node.text}'" if isinstance(node, Scalar) else ""
+        problems.add(node.place, f"unknown version{shown}; write version: \"1.0\"")
+        return ""
+    return node.text
+
+
+def _choice(node: Node | None, kind: type[_C], default: _C, problems: Problems) -> _C:
+    if node is None:
+        return default
+    names = [str(item) for item in kind]
+    if isinstance(node, Scalar) and node.text in names:
+        return kind(node.text)
+    if isinstance(node, Scalar):
+        problems.add(node.place, f"unknown value '{node.text}'{fields.meant(node.text, names)}")
+    else:
+        problems.add(node.place, f"must be one of {', '.join(names)}")
+    return default
+
+
+def _rules(
+    root: Mapping, node: Node | None, title: str, problems: Problems
+) -> tuple[Rule, ...]:
+    if node is None:
+        problems.add(root.place, "the key 'rules' is missing; a policy is a list of rules")
+        return ()
+    if not isinstance(node, Sequence):
+        problems.add(node.place, f"rules must be a list, not {fields.kind(node)}")
+        return ()
+    if not node.items:
+        problems.add(node.place, "the list of rules is empty; nothing would ever be allowed")
+        return ()
+    found: list[Rule] = []
+    for ordinal, item in enumerate(node.items, 1):
+        if not isinstance(item, Mapping):
+            problems.add(item.place, f"a rule must be a mapping, not {fields.kind(item)}")
+            continue
+        found.append(_rule(item, title, ordinal, problems))
+    if title == RUNTIME_NAME:
+        return tuple(found)
+    for early, rule in enumerate(found[:-1]):
+        if rule.catch_all:
+            problems.add(
+                node.items[early + 1].place,
+                f"this rule can never match: the rule on line {rule.line} denies everything",
+            )
+            break
+    return tuple(found)
+
+
+def _rule(node: Mapping, title: str, ordinal: int, problems: Problems) -> Rule:
+    known = ("id", *_RULE_KEYS) if title == RUNTIME_NAME else _RULE_KEYS
+    found = fields.keys(node, known, "a rule", problems)
+    actions = _texts(found, "action", _check_action, problems)
+    if "action" not in found:
+        problems.add(node.place, "the rule has no 'action'")
+    _check_conditions(actions, node, found, problems)
+    name = fields.text(found.get("id"), problems) or str(ordinal)
+    ports: list[PortRange] = []
+    for place, text in fields.texts(found.get("port"), "port", problems, numbers=True):
+        try:
+            ports.append(network.port_range(text))
+        except glob.GlobError as error:
+            problems.add(place, str(error))
+    return Rule(
+        id=f"{title}:{name}",
+        line=node.place.line,
+        actions=actions,
+        effect=_effect(node, found.get("effect"), problems),
+        paths=_texts(found, "path", _check_path, problems),
+        commands=_texts(found, "command", _check_command, problems),
+        hosts=_texts(found, "host", network.hosts, problems),
+        ports=tuple(ports),
+        protocols=_texts(found, "protocol", _check_protocol, problems),
+        reason=fields.text(found.get("reason"), problems, multiline=True),
+    )
+
+
+def _texts(
+    found: dict[str, Node], key: str, check: Callable[[str], object], problems: Problems
+) -> tuple[str, ...]:
+    values: list[str] = []
+    for place, text in fields.texts(found.get(key), key, problems):
+        try:
+            check(text)
+        except glob.GlobError as error:
+            problems.add(place, f"{key}: {error}")
+        else:
+            values.append(text)
+    return tuple(values)
+
+
+def _check_action(text: str) -> None:
+    if not _ACTION.fullmatch(text):
+        raise glob.GlobError(f"'{text}' is no action; an action reads like file.read, or \"*\"")
+    bare = text.removesuffix(".*")
+    if bare.partition(".")[0] in ("file", "shell", "network", "session"):
+        if bare not in KNOWN_ACTIONS:
+            guess = fields.meant(bare, KNOWN_ACTIONS)
+            raise glob.GlobError(f"unknown action '{text}'{guess}")
+    elif text != "*" and "." not in text:
+        raise glob.GlobError(f"unknown action '{text}'{fields.meant(text, KNOWN_ACTIONS)}")
+
+
+def _check_path(text: str) -> None:
+    glob.path_globs(text, workspace="/w", home="/h")
+
+
+def _check_command(text: str) -> None:
+    command.command_globs(text, workspace="/w", home="/h")
+
+
+def _check_protocol(text: str) -> None:
+    if text not in network.PROTOCOLS:
+        raise glob.GlobError(f"unknown protocol '{text}'{fields.meant(text, network.PROTOCOLS)}")
+
+
+def _check_conditions(
+    actions: tuple[str, ...], node: Mapping, found: dict[str, Node], problems: Problems
+) -> None:
+    """Note conditions that no attempt of the rule's actions could ever meet."""
+    if not actions:
+        return
+    useful = {key for action in actions for key in _FAMILIES.get(action.partition(".")[0], ())}
+    for key, _ in node.entries:
+        if key.text in _CONDITIONS and key.text not in useful:
+            hint = f"; use {' or '.join(sorted(useful))}" if useful else ""
+            problems.add(key.place, f"'{key.text}' says nothing about {', '.join(actions)}{hint}")
+    groups = [
+        name
+        for name, members in (
+            ("path", ("path",)), ("command", ("command",)), ("host", ("host", "port", "protocol")),
+        )
+        if any(member in found for member in members)
+    ]  # fmt: skip
+    if len(groups) > 1:
+        problems.add(
+            node.place,
+            f"{' and '.join(groups)} never hold for the same attempt; write one rule for each",
+        )
+
+
+def _effect(rule: Mapping, node: Node | None, problems: Problems) -> Effect:
+    if node is None:
+        problems.add(rule.place, "the rule has no 'effect'; write allow, deny or ask")
+    elif not isinstance(node, Scalar):
+        problems.add(node.place, f"effect must be a word, not {fields.kind(node)}")
+    elif node.text not in _EFFECTS:
+        guess = fields.meant(node.text, _EFFECTS)
+        problems.add(node.place, f"unknown effect '{node.text}'{guess}")
+    else:
+        return _EFFECTS[node.text]
+    return Effect.DENY
+
+
+def _resources(node: Node | None, problems: Problems) -> Resources:
+    readers: dict[str, Callable[[str], int]] = {
+        "memory": fields.size,
+        "processes": fields.count,
+        "cpu_time": fields.duration,
+        "file_size": fields.size,
+        "open_files": fields.count,
+        "wall_time": fields.duration,
+    }
+    values: dict[str, int] = {}
+    for key, value in fields.mapping(node, tuple(readers), "resources", problems).items():
+        if not isinstance(value, Scalar) or value.kind not in ("str", "int"):
+            problems.add(value.place, f"{key} must be a number, not {fields.kind(value)}")
+            continue
+        try:
+            values[key] = readers[key](value.text)
+        except glob.GlobError as error:
+            problems.add(value.place, f"{key}: {error}")
+    return Resources(**values)
+
+
+def _environment(node: Node | None, problems: Problems) -> Environment:
+    found = fields.mapping(node, ("pass", "set"), "environment", problems)
+    inherit: list[str] = []
+    for place, text in fields.texts(found.get("pass"), "pass", problems):
+        if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*\*?", text):
+            inherit.append(text)
+        else:
+            problems.add(place, f"'{text}' is no variable's name (a last * is allowed)")
+    assign: list[tuple[str, str]] = []
+    settings = found.get("set")
+    if settings is not None and not isinstance(settings, Mapping):
+        problems.add(settings.place, f"set must be a mapping, not {fields.kind(settings)}")
+    elif settings is not None:
+        for key, value in settings.entries:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key.text):
+                problems.add(key.place, f"'{key.text}' is no variable's name")
+            assign.append((key.text, fields.text(value, problems)))
+    return Environment(tuple(inherit), tuple(assign))

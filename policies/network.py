@@ -1,0 +1,103 @@
+"""Hosts, ports and protocols: how a rule names the other end of a connection."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+
+from safeclaw.policies.document import PortRange
+from safeclaw.policies.glob import GlobError
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+PROTOCOLS = ("tcp", "udp")
+_NAME = re.compile(r"(\*\.)?([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.?")
+_PORT = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?")
+
+# What is not "out there": a rule reaches these only by naming them.
+SPECIAL: tuple[Network, ...] = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        "0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4",
+        "::/128", "::1/128", "fe80::/10", "fd00:ec2::254/128", "ff00::/8",
+    )
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """One host of a rule: a network, a name, or (both None) any host."""
+
+    network: Network | None = None
+    name: str | None = None
+
+
+LOCALHOST = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
+
+
+def hosts(text: str) -> list[Host]:
+    """Parse ``*``, a name, ``*.example.com``, an address or a CIDR.  Raises GlobError."""
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    if bare == "*":
+        return [Host()]
+    if bare.lower() == "localhost":
+        return [Host(network=network) for network in LOCALHOST]
+    try:
+        return [Host(network=_unmap(ipaddress.ip_network(bare)))]
+    except ValueError:
+        pass
+    try:
+        wider = ipaddress.ip_network(bare, strict=False)
+    except ValueError:
+        pass
+    else:
+        raise GlobError(f"{text} has bits beyond its mask; the network is {wider}")
+    name = bare.lower()
+    if not _NAME.fullmatch(name) or re.fullmatch(r"[\d.]+", name):
+        raise GlobError(f"'{text}' is no host name, address or network")
+    return [Host(name=name.removesuffix("."))]
+
+
+def _unmap(network: Network) -> Network:
+    if isinstance(network, ipaddress.IPv6Network) and network.prefixlen >= 96:
+        mapped = network.network_address.ipv4_mapped
+        if mapped is not None:
+            return ipaddress.IPv4Network((mapped, network.prefixlen - 96))
+    return network
+
+
+def address(text: str) -> Address | None:
+    """Parse an address literal, IPv4-mapped ones as IPv4; None when it is none."""
+    try:
+        found = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return found if mapped is None else mapped
+
+
+def port_range(text: str) -> PortRange:
+    """Parse ``443`` or ``8000-8999``.  Raises GlobError."""
+    found = _PORT.fullmatch(text)
+    if found is None:
+        raise GlobError(f"'{text}' is no port; write 443 or 8000-8999")
+    low = int(found[1])
+    high = int(found[2] or low)
+    if high > 65535 or low > high:
+        raise GlobError(f"'{text}' is no range of ports within 0-65535")
+    return PortRange(low, high)
+
+
+def is_special(where: Address) -> bool:
+    """Return whether an address is loopback, link-local, multicast or the like."""
+    return any(where in network for network in SPECIAL)
+
+
+def within_special(network: Network) -> bool:
+    """Return whether a rule's network lies wholly inside a special one: so it is named."""
+    return any(
+        network.version == special.version and network.subnet_of(special)  # type: ignore[arg-type]
+        for special in SPECIAL
+    )

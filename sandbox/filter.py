@@ -1,0 +1,202 @@
+"""The seccomp programs: which calls pass, which are asked about, which are refused.
+
+Two programs are stacked.  The first refuses by argument and lets the rest pass;
+the second is the allow list by name, whose notifications the supervisor answers.
+The kernel takes the strictest answer, so a call must get through both.  What
+neither names is ENOSYS, so that libraries fall back.  See seccomp(2).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pyseccomp as seccomp
+
+from safeclaw.sandbox import linux
+
+#: Answered by the supervisor, by path or descriptor.
+FILE_CALLS = (
+    "open openat openat2 creat truncate mkdir mkdirat mknod mknodat symlink symlinkat link linkat "
+    "unlink unlinkat rmdir rename renameat renameat2 chmod fchmodat fchmodat2 fchmod chown lchown "
+    "fchownat fchown utime utimes futimesat utimensat setxattr lsetxattr fsetxattr removexattr "
+    "lremovexattr fremovexattr"
+).split()
+PROGRAM_CALLS = ["execve", "execveat"]
+NETWORK_CALLS = ["connect", "bind", "sendmsg", "sendmmsg"]
+NOTIFIED = (*FILE_CALLS, *PROGRAM_CALLS, *NETWORK_CALLS, "sendto")
+
+#: No name of a file, no other process, no device: free.
+ALLOWED = (
+    # descriptors that are already open
+    "read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 lseek close "
+    "close_range dup dup2 dup3 fcntl ioctl fsync fdatasync ftruncate fallocate flock fadvise64 "
+    "readahead sync_file_range sync syncfs copy_file_range sendfile splice tee vmsplice getdents "
+    "getdents64 pipe pipe2 poll ppoll select pselect6 epoll_create epoll_create1 epoll_ctl "
+    "epoll_wait epoll_pwait epoll_pwait2 epoll_ctl_old eventfd eventfd2 signalfd signalfd4 "
+    "timerfd_create timerfd_settime timerfd_gettime inotify_init inotify_init1 inotify_add_watch "
+    "inotify_rm_watch memfd_create fgetxattr flistxattr cachestat "
+    # names in the view may be looked at, not opened
+    "stat lstat fstat newfstatat statx access faccessat faccessat2 readlink readlinkat getcwd "
+    "chdir fchdir statfs fstatfs getxattr lgetxattr listxattr llistxattr umask "
+    # memory
+    "mmap munmap mremap mprotect pkey_alloc pkey_free pkey_mprotect msync mincore madvise brk "
+    "mlock mlock2 munlock mlockall munlockall mbind get_mempolicy set_mempolicy membarrier rseq "
+    "shmget shmat shmdt shmctl semget semop semtimedop semctl msgget msgsnd msgrcv msgctl "
+    # processes and threads of its own namespace
+    "fork vfork clone exit exit_group wait4 waitid getpid getppid gettid getpgid getpgrp setpgid "
+    "getsid setsid set_tid_address set_robust_list get_robust_list futex futex_waitv futex_wake "
+    "futex_wait futex_requeue kill tkill tgkill rt_sigaction rt_sigprocmask rt_sigpending "
+    "rt_sigtimedwait rt_sigsuspend rt_sigreturn rt_sigqueueinfo rt_tgsigqueueinfo sigaltstack "
+    "pause restart_syscall pidfd_open pidfd_send_signal prctl arch_prctl seccomp personality "
+    "getpriority setpriority sched_yield sched_getaffinity sched_setaffinity sched_getparam "
+    "sched_setparam sched_getscheduler sched_setscheduler sched_get_priority_max "
+    "sched_get_priority_min sched_rr_get_interval sched_getattr sched_setattr ioprio_get "
+    "ioprio_set getrusage times prlimit64 getrlimit setrlimit getcpu sysinfo uname alarm "
+    "setitimer getitimer timer_create timer_settime timer_gettime timer_getoverrun timer_delete "
+    # identity: no capability is left, so these can only lower
+    "getuid geteuid getgid getegid getresuid getresgid getgroups setuid setgid setreuid setregid "
+    "setresuid setresgid setfsuid setfsgid setgroups capget capset "
+    # time and randomness
+    "time gettimeofday clock_gettime clock_getres nanosleep clock_nanosleep getrandom "
+    # sockets that exist already; families are judged in the first program
+    "socket socketpair getsockname getpeername getsockopt setsockopt shutdown accept accept4 "
+    "listen recvfrom recvmsg recvmmsg landlock_create_ruleset landlock_add_rule "
+    "landlock_restrict_self"
+).split()
+
+#: Refused with EPERM, so that a person sees a refusal and not a missing call.
+REFUSED = (
+    "ptrace process_vm_readv process_vm_writev pidfd_getfd kcmp process_madvise bpf "
+    "perf_event_open mount umount2 pivot_root chroot fsopen fsconfig fsmount fspick move_mount "
+    "open_tree mount_setattr setns unshare name_to_handle_at open_by_handle_at keyctl add_key "
+    "request_key fanotify_init fanotify_mark memfd_secret userfaultfd uselib modify_ldt ioperm "
+    "iopl acct quotactl quotactl_fd swapon swapoff init_module finit_module delete_module "
+    "kexec_load kexec_file_load reboot clock_settime clock_adjtime settimeofday adjtimex syslog "
+    "sethostname setdomainname vhangup nfsservctl lookup_dcookie"
+).split()
+
+AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
+_AF_HIGHEST = 64
+_LOW32 = 0xFFFFFFFF
+TIOCSTI, TIOCLINUX, TIOCSETD = 0x5412, 0x541C, 0x5423
+FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR = 0x40086602, 0x401C5820
+PR_SET_MM, PR_SET_PTRACER = 35, 0x59616D61
+IPPROTO_MPTCP = 262
+
+
+def _export(program: seccomp.SyscallFilter) -> bytes:
+    fd = os.memfd_create("seccomp", os.MFD_CLOEXEC)
+    with os.fdopen(fd, "w+b") as out:
+        program.export_bpf(out)
+        out.seek(0)
+        return out.read()
+
+
+def _number(name: str) -> int | None:
+    try:
+        number = seccomp.resolve_syscall(seccomp.Arch.NATIVE, name)
+    except (ValueError, OSError):
+        return None
+    return number if number >= 0 else None
+
+
+def notified_numbers() -> dict[int, str]:
+    """Map each notified call's number on this machine to its name."""
+    return {number: name for name in NOTIFIED if (number := _number(name)) is not None}
+
+
+def refusals() -> bytes:
+    """Return the first program: refusals by argument; everything else passes.
+
+    SAFETY: the kernel uses only the low 32 bits of an int argument, so each
+    comparison masks; comparing all 64 would let ``cmd | 1 << 32`` through.
+    """
+    program = seccomp.SyscallFilter(seccomp.ALLOW)
+    eperm = seccomp.ERRNO(errno.EPERM)
+
+    def refuse(name: str, index: int, value: int, action: int = eperm, mask: int = _LOW32) -> None:
+        number = _number(name)
+        if number is not None:
+            program.add_rule(
+                action, number, seccomp.Arg(index, seccomp.MASKED_EQ, mask, value & mask)
+            )
+
+    for flag in (
+        linux.CLONE_NEWNS,
+        linux.CLONE_NEWCGROUP,
+        linux.CLONE_NEWUTS,
+        linux.CLONE_NEWIPC,
+        linux.CLONE_NEWUSER,
+        linux.CLONE_NEWPID,
+        linux.CLONE_NEWNET,
+    ):
+        refuse("clone", 0, flag, mask=flag)
+    for request in (TIOCSTI, TIOCLINUX, TIOCSETD, FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR):
+        refuse("ioctl", 1, request)
+    for option in (PR_SET_MM, PR_SET_PTRACER):
+        refuse("prctl", 0, option)
+    refuse("seccomp", 1, linux.SECCOMP_FILTER_FLAG_NEW_LISTENER, mask=1 << 3)
+    program.add_rule(eperm, "personality", seccomp.Arg(0, seccomp.NE, _LOW32))
+    unsupported = seccomp.ERRNO(errno.EAFNOSUPPORT)
+    for call in ("socket", "socketpair"):
+        for family in range(_AF_HIGHEST):
+            if family not in (AF_UNIX, AF_INET, AF_INET6, AF_NETLINK):
+                refuse(call, 0, family, unsupported)
+        for bit in range(6, 32):
+            refuse(call, 0, 1 << bit, unsupported, mask=1 << bit)
+        for kind in (0, 3, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15):
+            # netlink's SOCK_RAW (3) is the usual way to ask for NETLINK_ROUTE
+            for family in (AF_UNIX, AF_INET, AF_INET6, *((AF_NETLINK,) if kind != 3 else ())):
+                program.add_rule(
+                    eperm,
+                    call,
+                    seccomp.Arg(0, seccomp.MASKED_EQ, _LOW32, family),
+                    seccomp.Arg(1, seccomp.MASKED_EQ, 0xF, kind),
+                )
+        for bit in range(5):
+            # netlink: only protocol 0, NETLINK_ROUTE
+            program.add_rule(
+                eperm,
+                call,
+                seccomp.Arg(0, seccomp.MASKED_EQ, _LOW32, AF_NETLINK),
+                seccomp.Arg(2, seccomp.MASKED_EQ, 1 << bit, 1 << bit),
+            )
+        refuse(call, 2, IPPROTO_MPTCP)
+        for family in (AF_INET, AF_INET6):
+            for protocol in (1, 58, 132, 136, 33, 115, 255):
+                program.add_rule(
+                    eperm,
+                    call,
+                    seccomp.Arg(0, seccomp.MASKED_EQ, _LOW32, family),
+                    seccomp.Arg(2, seccomp.MASKED_EQ, _LOW32, protocol),
+                )
+    return _export(program)
+
+
+def allow_list(*, network: bool) -> bytes:
+    """Return the second program: by name; ``network`` also asks about sockets and listen."""
+    program = seccomp.SyscallFilter(seccomp.ERRNO(errno.ENOSYS))
+    asked = [name for name in NOTIFIED if name != "sendto"]
+    if network:
+        asked.append("listen")
+    free = [name for name in ALLOWED if name not in asked and name != "socket"]
+    for names, action in (
+        (free, seccomp.ALLOW),
+        (REFUSED, seccomp.ERRNO(errno.EPERM)),
+        (asked, seccomp.NOTIFY),
+    ):
+        for name in names:
+            if (number := _number(name)) is not None:
+                program.add_rule(action, number)
+    # sendto with no address is send(2) on a socket whose peer was judged at connect
+    program.add_rule(seccomp.ALLOW, "sendto", seccomp.Arg(4, seccomp.EQ, 0))
+    program.add_rule(seccomp.NOTIFY, "sendto", seccomp.Arg(4, seccomp.NE, 0))
+    for family in (AF_UNIX, AF_NETLINK, AF_INET, AF_INET6):
+        inet = family in (AF_INET, AF_INET6)
+        program.add_rule(
+            seccomp.NOTIFY if inet and network else seccomp.ALLOW,
+            "socket",
+            seccomp.Arg(0, seccomp.MASKED_EQ, _LOW32, family),
+        )
+    return _export(program)

@@ -1,0 +1,176 @@
+"""The notify loop: takes each parked system call, has it judged, and answers it.
+
+One loop thread serves every call that cannot block; what can (a FIFO, an exec,
+a blocking connect) is moved to a thread of its own, so that one slow attempt
+never stalls the others.  The listener belongs to the session that made it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import threading
+from collections.abc import Callable
+
+from safeclaw.policies.model import Attempt, Decision
+from safeclaw.sandbox import linux
+from safeclaw.sandbox.caller import Caller
+from safeclaw.sandbox.gate import Gate
+from safeclaw.sandbox.resolve import Resolver, error
+
+_CALLERS_MAX = 4096
+
+
+class Notification:
+    """One parked call: its id, thread, number and raw arguments."""
+
+    __slots__ = ("args", "id", "mediator", "name", "pid")
+
+    def __init__(
+        self, mediator: Mediator, ident: int, pid: int, name: str, args: tuple[int, ...]
+    ) -> None:
+        self.mediator = mediator
+        self.id = ident
+        self.pid = pid
+        self.name = name
+        self.args = args
+
+    @property
+    def caller(self) -> Caller:
+        """Return who made the call."""
+        return self.mediator.caller(self.pid)
+
+    def int_arg(self, index: int) -> int:
+        """Return an argument the kernel takes as a C int."""
+        value = self.args[index] & 0xFFFFFFFF
+        return value - (1 << 32) if value & 0x80000000 else value
+
+    def check_alive(self) -> None:
+        """Raise ESRCH unless the caller still waits: its pid may be another's by now."""
+        try:
+            fcntl.ioctl(
+                self.mediator.listener,
+                linux.SECCOMP_IOCTL_NOTIF_ID_VALID,
+                self.id.to_bytes(8, "little"),
+            )
+        except OSError:
+            raise error(errno.ESRCH) from None
+
+    def judge(self, attempt: Attempt, *, enforced_by: str = "seccomp-notify") -> None:
+        """Have the attempt judged and recorded; EACCES unless it is allowed."""
+        verdict = self.mediator.gate.judge(
+            attempt, pid=self.pid, exe=self.caller.exe, enforced_by=enforced_by
+        )
+        if verdict.decision is not Decision.ALLOW:
+            raise error(errno.EACCES)
+        self.check_alive()
+
+    def reply(self, value: int = 0, code: int = 0, flags: int = 0) -> None:
+        """Answer the call; a caller that has gone is no error."""
+        try:
+            fcntl.ioctl(
+                self.mediator.listener,
+                linux.SECCOMP_IOCTL_NOTIF_SEND,
+                linux.NOTIF_RESP.pack(self.id, value, -code, flags),
+            )
+        except OSError as problem:
+            if problem.errno != errno.ENOENT:
+                raise
+
+    def send_descriptor(self, fd: int, *, cloexec: bool, number: int | None = None) -> None:
+        """Put ``fd`` into the caller and return it as the call's result, at once."""
+        flags = linux.SECCOMP_ADDFD_FLAG_SEND
+        if number is not None:
+            flags |= linux.SECCOMP_ADDFD_FLAG_SETFD
+        fcntl.ioctl(
+            self.mediator.listener,
+            linux.SECCOMP_IOCTL_NOTIF_ADDFD,
+            linux.NOTIF_ADDFD.pack(self.id, flags, fd, number or 0, os.O_CLOEXEC if cloexec else 0),
+        )
+
+
+#: A handler returns the call's value, or None when it has answered (or will) itself.
+Handler = Callable[[Notification], int | None]
+
+
+class Mediator:
+    """Serves one listener until every process of the agent has gone."""
+
+    def __init__(self, listener: int, root: int, numbers: dict[int, str], gate: Gate) -> None:
+        self.listener = listener
+        self.resolver = Resolver(root)
+        self.gate = gate
+        self._numbers = numbers
+        self._handlers: dict[str, Handler] = {}
+        self._callers: dict[int, Caller] = {}
+
+    def register(self, handlers: dict[str, Handler]) -> None:
+        """Add the handlers for some calls, by name."""
+        self._handlers.update(handlers)
+
+    def caller(self, pid: int) -> Caller:
+        """Return the caller, from memory where possible; exec and exit forget it."""
+        known = self._callers.get(pid)
+        if known is None:
+            if len(self._callers) >= _CALLERS_MAX:
+                self._callers.clear()
+            known = self._callers[pid] = Caller(pid)
+        return known
+
+    def forget(self, pid: int) -> None:
+        """Forget what a process was, because it is about to be another program."""
+        self._callers.pop(pid, None)
+
+    def background(self, note: Notification, work: Callable[[], int | None]) -> None:
+        """Finish ``note`` in a thread of its own."""
+        threading.Thread(target=self._answer, args=(note, lambda _: work()), daemon=True).start()
+
+    def serve(self) -> None:
+        """Answer notifications until the listener hangs up."""
+        try:
+            fcntl.ioctl(
+                self.listener,
+                linux.SECCOMP_IOCTL_NOTIF_SET_FLAGS,
+                linux.SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP,
+            )
+        except OSError:
+            pass  # before Linux 6.6: slower, not weaker
+        buffer = bytearray(linux.NOTIF.size)
+        blank = bytes(linux.NOTIF.size)
+        while True:
+            buffer[:] = blank
+            try:
+                fcntl.ioctl(self.listener, linux.SECCOMP_IOCTL_NOTIF_RECV, buffer)
+            except OSError as problem:
+                if problem.errno in (errno.EINTR, errno.ENOENT) and not self._hung_up():
+                    continue
+                return
+            ident, pid, _, number, _, _, *args = linux.NOTIF.unpack(buffer)
+            name = self._numbers.get(number, "")
+            note = Notification(self, ident, pid, name, tuple(args))
+            self._answer(note, self._handlers.get(name, _unknown))
+
+    def _hung_up(self) -> bool:
+        import select
+
+        poller = select.poll()
+        poller.register(self.listener, select.POLLIN)
+        return any(event & select.POLLHUP for _, event in poller.poll(0))
+
+    def _answer(self, note: Notification, handler: Handler) -> None:
+        try:
+            value = handler(note)
+        except OSError as problem:
+            note.reply(code=problem.errno or errno.EIO)
+        except Exception:
+            # INVARIANT: a defect in a handler refuses the call; it never lets it through.
+            note.reply(code=errno.EPERM)
+            raise
+        else:
+            if value is not None:
+                note.reply(value=value)
+
+
+def _unknown(note: Notification) -> int | None:
+    raise error(errno.ENOSYS)

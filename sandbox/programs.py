@@ -1,0 +1,227 @@
+"""Programs: judged before execve, and compared at the exec stop.
+
+The call is let through with CONTINUE only under ptrace: the new image stops
+before its first instruction and is killed unless its executable, argv and
+environment are those that were judged (ptrace(2), PTRACE_EVENT_EXEC).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+import stat
+
+from safeclaw.policies.model import Attempt, ProgramTarget
+from safeclaw.sandbox import linux
+from safeclaw.sandbox.caller import read_string, read_strings
+from safeclaw.sandbox.files import pin
+from safeclaw.sandbox.mediator import Handler, Notification
+from safeclaw.sandbox.resolve import Pinned, error
+
+_LOADER = re.compile(r"(?:ld-linux[^/]*|ld-musl[^/]*|ld64|ld)\.so[.\d]*|ld-\d[^/]*\.so")
+_LOADER_TAKES_VALUE = {
+    "--library-path", "--inhibit-rpath", "--audit", "--preload", "--argv0", "--glibc-hwcaps-prepend",
+    "--glibc-hwcaps-mask",
+}  # fmt: skip
+_SHEBANG_MAX = 256
+_CHAIN_MAX = 4
+#: Variables with which a program can be made to run other code than its own.
+_FORBIDDEN_VARIABLES = (b"LD_AUDIT=",)
+
+
+class Image:
+    """What the exec stop must find: the executable's inode, its argv and environment."""
+
+    __slots__ = ("argv", "environment", "inode")
+
+    def __init__(self, inode: tuple[int, int], argv: list[bytes], environment: list[bytes]) -> None:
+        self.inode = inode
+        self.argv = argv
+        self.environment = environment
+
+    def differs(self, pid: int) -> str | None:
+        """Return what is not as approved in the stopped process ``pid``, or None."""
+        found = os.stat(f"/proc/{pid}/exe")
+        if (found.st_dev, found.st_ino) != self.inode:
+            return f"executable is {os.readlink(f'/proc/{pid}/exe')}"
+        if _nul_list(f"/proc/{pid}/cmdline") != self.argv:
+            return "argv is not what was approved"
+        if _nul_list(f"/proc/{pid}/environ") != self.environment:
+            return "environment is not what was approved"
+        return None
+
+
+def _nul_list(path: str) -> list[bytes]:
+    with open(path, "rb") as source:
+        data = source.read()
+    return data.split(b"\0")[:-1] if data else []
+
+
+def _inode(fd: int) -> tuple[int, int]:
+    info = os.fstat(fd)
+    return info.st_dev, info.st_ino
+
+
+def _shebang(pinned: Pinned) -> tuple[str, list[bytes]] | None:
+    """Return a script's interpreter and its optional argument (execve(2)), or None."""
+    fd = pinned.reopen(os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        head = os.pread(fd, _SHEBANG_MAX, 0)
+    finally:
+        os.close(fd)
+    if not head.startswith(b"#!"):
+        return None
+    words = head[2:].split(b"\n", 1)[0].strip(b" \t").split(maxsplit=1)
+    if not words:
+        raise error(errno.ENOEXEC)
+    return os.fsdecode(words[0]), [word.strip(b" \t") for word in words[1:]]
+
+
+def _loaded(argv: list[bytes]) -> int | None:
+    """Return the index in argv of the program that a loader is asked to run."""
+    index = 1
+    while index < len(argv):
+        word = os.fsdecode(argv[index])
+        if not word.startswith("--"):
+            return index
+        index += 2 if word in _LOADER_TAKES_VALUE else 1
+    return None
+
+
+def _exec(note: Notification) -> int | None:
+    if note.name == "execve":
+        dirfd, path = linux.AT_FDCWD, os.fsdecode(read_string(note.pid, note.args[0]))
+        vectors, flags = note.args[1:3], 0
+    else:
+        dirfd, path = note.int_arg(0), os.fsdecode(read_string(note.pid, note.args[1]))
+        vectors, flags = note.args[2:4], note.int_arg(4)
+    argv = read_strings(note.pid, vectors[0]) or [b""]
+    environment = read_strings(note.pid, vectors[1])
+    note.check_alive()
+    # A thread of its own: ptrace belongs to a thread, and an exec takes its time.
+    note.mediator.background(note, lambda: _run(note, dirfd, path, flags, argv, environment))
+    return None
+
+
+def _pin_program(note: Notification, dirfd: int, path: str, flags: int) -> Pinned:
+    if not path and flags & linux.AT_EMPTY_PATH:
+        pinned = note.mediator.resolver.pin_descriptor(note.caller, dirfd)
+    else:
+        follow = not flags & linux.AT_SYMLINK_NOFOLLOW
+        pinned = pin(note, "shell.execute", dirfd, path, follow=follow)
+    if not pinned.path.startswith("/") or pinned.path.startswith("/proc/"):
+        # memfd_create and unlinked programs have no name a rule could judge
+        _refuse(note, pinned)
+    return pinned
+
+
+def _refuse(note: Notification, pinned: Pinned) -> None:
+    with pinned:
+        note.judge(Attempt("shell.execute", ProgramTarget(pinned.path, ())))
+        raise error(errno.EACCES)
+
+
+def _run(
+    note: Notification,
+    dirfd: int,
+    path: str,
+    flags: int,
+    argv: list[bytes],
+    environment: list[bytes],
+) -> int | None:
+    with _pin_program(note, dirfd, path, flags) as program:
+        final, interpreters, expected = _chain(note, program, path, argv)
+        try:
+            target = ProgramTarget(
+                program.path, tuple(os.fsdecode(word) for word in argv), tuple(interpreters)
+            )
+            index = _loaded(argv) if _LOADER.fullmatch(os.path.basename(program.path)) else None
+            if index is not None:
+                target = _behind_loader(note, program, argv, index)
+            if any(entry.startswith(_FORBIDDEN_VARIABLES) for entry in environment):
+                target = ProgramTarget(target.program, ("LD_AUDIT", *target.argv), ())
+            note.judge(Attempt("shell.execute", target), enforced_by="exec-stop")
+            image = Image(_inode(final), expected, environment)
+        finally:
+            if final != program.fd:
+                os.close(final)
+    _continue_to_exec_stop(note, image, target)
+    return None
+
+
+def _chain(
+    note: Notification, program: Pinned, path: str, argv: list[bytes]
+) -> tuple[int, list[str], list[bytes]]:
+    """Follow the shebangs: the final image's descriptor, the interpreters, its argv."""
+    current, name, words = program, os.fsencode(path), list(argv)
+    interpreters: list[str] = []
+    for _ in range(_CHAIN_MAX + 1):
+        mode = os.fstat(current.fd).st_mode
+        if not stat.S_ISREG(mode) or not mode & 0o111:
+            raise error(errno.EACCES)
+        shebang = _shebang(current)
+        if shebang is None:
+            return current.fd, interpreters, words
+        interpreter, extra = shebang
+        words = [os.fsencode(interpreter), *extra, name, *words[1:]]
+        name = os.fsencode(interpreter)
+        following = pin(note, "shell.execute", linux.AT_FDCWD, interpreter)
+        if current is not program:
+            os.close(current.fd)
+        current = following
+        interpreters.append(current.path)
+    raise error(errno.ELOOP)
+
+
+def _behind_loader(
+    note: Notification, loader: Pinned, argv: list[bytes], index: int
+) -> ProgramTarget:
+    """Judge ``ld.so [options] program args`` as the program that it loads."""
+    with pin(note, "shell.execute", linux.AT_FDCWD, os.fsdecode(argv[index])) as program:
+        words = tuple(os.fsdecode(word) for word in argv[index:])
+        return ProgramTarget(program.path, words, (loader.path,))
+
+
+def _continue_to_exec_stop(note: Notification, image: Image, target: ProgramTarget) -> None:
+    pid = note.pid
+    tgid = note.caller.tgid
+    linux.ptrace(linux.PTRACE_SEIZE, pid, linux.PTRACE_O_TRACEEXEC)
+    linux.ptrace(linux.PTRACE_INTERRUPT, pid)
+    # SAFETY: CONTINUE reads argv again, from memory another thread may have changed;
+    # the exec stop below compares what the kernel made of it before it can run.
+    note.reply(flags=linux.SECCOMP_USER_NOTIF_FLAG_CONTINUE)
+    while True:
+        try:
+            found, status = os.waitpid(-1, linux.WALL | linux.WNOTHREAD)
+        except ChildProcessError:
+            return  # killed meanwhile
+        if os.WIFEXITED(status) or os.WIFSIGNALED(status):
+            if found == pid:
+                return
+            continue
+        event = status >> 16
+        if event == linux.PTRACE_EVENT_EXEC:
+            break
+        # no exec happened: the call failed and its errno is on its way
+        linux.ptrace(linux.PTRACE_DETACH, found, 0)
+        return
+    note.mediator.forget(pid)
+    note.mediator.forget(tgid)
+    try:
+        difference = image.differs(tgid)
+    except OSError as problem:
+        difference = f"cannot be compared: {problem}"
+    if difference is not None:
+        os.kill(tgid, signal.SIGKILL)
+        note.mediator.gate.violation(
+            Attempt("shell.execute", target), pid=pid, exe=target.program, reason=difference
+        )
+        return
+    linux.ptrace(linux.PTRACE_DETACH, tgid)
+
+
+def handlers() -> dict[str, Handler]:
+    """Return the handlers of execve and execveat."""
+    return {"execve": _exec, "execveat": _exec}

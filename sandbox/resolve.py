@@ -1,0 +1,191 @@
+"""From a caller's path to a pinned file and the path it really has.
+
+Paths are walked by the kernel, in the agent's root, with magic links refused
+(openat2(2)); what names the caller's own process is rewritten first, because
+the supervisor is not in the agent's PID namespace.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+
+from safeclaw.sandbox import linux
+from safeclaw.sandbox.caller import Caller
+
+RESOLVE = linux.RESOLVE_IN_ROOT | linux.RESOLVE_NO_MAGICLINKS
+_PATH_FLAGS = linux.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
+_OPEN_FLAGS = (
+    os.O_ACCMODE
+    | os.O_APPEND
+    | os.O_NONBLOCK
+    | os.O_DSYNC
+    | os.O_SYNC
+    | os.O_ASYNC
+    | os.O_DIRECT
+    | os.O_DIRECTORY
+    | os.O_NOFOLLOW
+    | os.O_NOATIME
+    | linux.O_LARGEFILE
+)
+_OWN_FD = re.compile(r"/proc/(?:self|thread-self|(\d+)(?:/task/\d+)?)/fd/(\d+)\Z")
+_ALIASES = {
+    "/dev/stdin": "/proc/self/fd/0",
+    "/dev/stdout": "/proc/self/fd/1",
+    "/dev/stderr": "/proc/self/fd/2",
+    "/dev/fd": "/proc/self/fd",
+    "/proc/mounts": "/proc/self/mounts",
+    "/proc/net": "/proc/self/net",
+    "/etc/mtab": "/proc/self/mounts",
+}
+_SPECIAL = re.compile(r"/(?:proc|dev/fd|dev/std|etc/mtab)")
+
+
+def error(code: int) -> OSError:
+    """Return the OSError the agent is to see."""
+    return OSError(code, os.strerror(code))
+
+
+class Pinned:
+    """An open O_PATH descriptor and the canonical path it has; closes itself."""
+
+    __slots__ = ("fd", "path")
+
+    def __init__(self, fd: int, path: str) -> None:
+        self.fd = fd
+        self.path = path
+
+    def __enter__(self) -> Pinned:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
+
+    def reopen(self, flags: int) -> int:
+        """Open the pinned file itself with ``flags``; no name is walked again."""
+        return os.open(f"/proc/self/fd/{self.fd}", flags | os.O_CLOEXEC | os.O_NOCTTY)
+
+
+def path_of(fd: int) -> str:
+    """Return the path of an open descriptor in the agent's view."""
+    return os.readlink(f"/proc/self/fd/{fd}")
+
+
+class Resolver:
+    """Resolves in one agent's root; ``root`` is an O_PATH descriptor it borrows."""
+
+    def __init__(self, root: int) -> None:
+        self.root = root
+
+    def absolute(self, caller: Caller, dirfd: int, path: str) -> str:
+        """Return ``path`` made absolute and with the caller's own names rewritten."""
+        if not path:
+            raise error(errno.ENOENT)
+        if not path.startswith("/"):
+            base = self.base(caller, dirfd)
+            path = f"{base}/{path}" if base != "/" else f"/{path}"
+        if _SPECIAL.match(path.replace("//", "/")):
+            path = self._own(caller, path)
+        return path
+
+    def base(self, caller: Caller, dirfd: int) -> str:
+        """Return the directory that a relative path of the caller starts from."""
+        where = "cwd" if dirfd == linux.AT_FDCWD else f"fd/{dirfd}"
+        try:
+            base = os.readlink(f"/proc/{caller.pid}/{where}")
+        except FileNotFoundError:
+            raise error(errno.EBADF) from None
+        if not base.startswith("/"):
+            raise error(errno.ENOTDIR)
+        if base.endswith(" (deleted)"):
+            raise error(errno.ENOENT)
+        return base
+
+    @staticmethod
+    def _own(caller: Caller, path: str) -> str:
+        trailing = "/" if path.endswith("/") else ""
+        parts = [part for part in path.split("/") if part not in ("", ".")]
+        if ".." in parts:
+            return path  # the kernel walks it; /proc/self is then simply not there
+        path = "/" + "/".join(parts)
+        for alias, real in _ALIASES.items():
+            if path == alias or path.startswith(alias + "/"):
+                path = real + path[len(alias) :]
+        own = f"/proc/{caller.inner_tgid}"
+        if path == "/proc/self" or path.startswith("/proc/self/"):
+            path = own + path[len("/proc/self") :]
+        elif path == "/proc/thread-self" or path.startswith("/proc/thread-self/"):
+            path = f"{own}/task/{caller.inner_tid}" + path[len("/proc/thread-self") :]
+        return path + trailing
+
+    @staticmethod
+    def own_descriptor(caller: Caller, path: str) -> int | None:
+        """Return N when ``path`` is the caller's own /proc/self/fd/N."""
+        match = _OWN_FD.match(path)
+        if match and match[1] == str(caller.inner_tgid):
+            return int(match[2])
+        return None
+
+    @staticmethod
+    def canonical(caller: Caller, path: str) -> str:
+        """Return the path as policy sees it: the caller's own entries are /proc/self."""
+        own = f"/proc/{caller.inner_tgid}"
+        if path == own or path.startswith(own + "/"):
+            return "/proc/self" + path[len(own) :]
+        return path
+
+    def open(self, path: str, flags: int) -> int:
+        """openat2 in the agent's root."""
+        # openat2(2) refuses what open(2) ignores: unknown bits, and most bits beside O_PATH
+        flags &= _PATH_FLAGS if flags & linux.O_PATH else _OPEN_FLAGS
+        extra = os.O_CLOEXEC if flags & linux.O_PATH else os.O_CLOEXEC | os.O_NOCTTY
+        return linux.openat2(self.root, os.fsencode(path), flags | extra, 0, RESOLVE)
+
+    def pin(self, caller: Caller, dirfd: int, path: str, *, follow: bool = True) -> Pinned:
+        """Pin an existing file."""
+        path = self.absolute(caller, dirfd, path)
+        own = self.own_descriptor(caller, path)
+        if own is not None and follow:
+            return self.pin_descriptor(caller, own)
+        fd = self.open(path, linux.O_PATH | (0 if follow else os.O_NOFOLLOW))
+        return Pinned(fd, self.canonical(caller, path_of(fd)))
+
+    def pin_descriptor(self, caller: Caller, number: int) -> Pinned:
+        """Pin what the caller's own descriptor ``number`` refers to."""
+        try:
+            fd = os.open(f"/proc/{caller.pid}/fd/{number}", linux.O_PATH | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise error(errno.EBADF) from None
+        path = path_of(fd)
+        if not path.startswith("/") or path.startswith("/memfd:"):
+            path = f"/proc/self/fd/{number}"
+        return Pinned(fd, self.canonical(caller, path))
+
+    def pin_parent(self, caller: Caller, dirfd: int, path: str) -> tuple[Pinned, str]:
+        """Pin the directory that holds ``path``'s last component; return it and the name."""
+        path = self.absolute(caller, dirfd, path)
+        stripped = path.rstrip("/")
+        head, _, name = stripped.rpartition("/")
+        if not name or name == ".":
+            raise error(errno.EEXIST if not name else errno.EINVAL)
+        if name == "..":
+            raise error(errno.ENOTEMPTY)
+        if len(os.fsencode(name)) > 255:
+            raise error(errno.ENAMETOOLONG)
+        fd = self.open(head or "/", linux.O_PATH | os.O_DIRECTORY)
+        return Pinned(fd, self.canonical(caller, path_of(fd))), name
+
+    def where(self, caller: Caller, dirfd: int, path: str) -> str:
+        """Return where ``path`` would be, though it is not there, for a record."""
+        try:
+            parent, name = self.pin_parent(caller, dirfd, path)
+        except OSError:
+            return os.path.normpath(self.absolute(caller, dirfd, path))
+        with parent:
+            return join(parent.path, name)
+
+
+def join(directory: str, name: str) -> str:
+    """Join a canonical directory and a name."""
+    return f"/{name}" if directory == "/" else f"{directory}/{name}"

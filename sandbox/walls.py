@@ -1,0 +1,219 @@
+"""The view: what of the host exists inside, put up as steps that can be printed.
+
+An allow list built on an empty tmpfs: nothing is there that no step put there.
+Runs as PID 1 of the agent's namespaces, with the capabilities of its own user
+namespace only.  See mount_namespaces(7), user_namespaces(7), pivot_root(2).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import stat
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from safeclaw.sandbox import linux
+
+NAMESPACES = (
+    linux.CLONE_NEWUSER
+    | linux.CLONE_NEWNS
+    | linux.CLONE_NEWPID
+    | linux.CLONE_NEWNET
+    | linux.CLONE_NEWIPC
+    | linux.CLONE_NEWUTS
+    | linux.CLONE_NEWCGROUP
+)
+NAMESPACE_NAMES = ("user", "mount", "pid", "net", "ipc", "uts", "cgroup")
+_STAGE = "/tmp"
+_OLD = "/.old"
+_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+_IFF_UP_RUNNING = 0x1 | 0x40
+_SIOCGIFFLAGS, _SIOCSIFFLAGS = 0x8913, 0x8914
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing to put into the view; ``kind`` is bind, tmpfs, link, proc, dev or mask."""
+
+    kind: str
+    path: str
+    writable: bool = False
+    source: str = ""
+
+    def __str__(self) -> str:
+        mode = "rw" if self.writable else "ro"
+        return f"{self.kind} {mode} {self.path}" + (f" -> {self.source}" if self.source else "")
+
+
+def plan(
+    view: tuple[str, ...], writable: tuple[str, ...], masked: tuple[str, ...]
+) -> tuple[Step, ...]:
+    """Return the steps for a view: parents before children, masks last.
+
+    Reads the host's file system only to see which names are symbolic links.
+    """
+    binds: dict[str, Step] = {}
+    for path in view:
+        for link in _links(path):
+            binds[link.path] = link
+        real = os.path.realpath(path)
+        if os.path.exists(real) and not real.startswith(("/proc", "/dev")):
+            rw = any(_within(real, os.path.realpath(root)) for root in writable)
+            binds[real] = Step("bind", real, writable=rw)
+    fixed = (Step("proc", "/proc", True), Step("dev", "/dev", True), Step("tmpfs", "/tmp", True))
+    ordered: list[Step] = [step for step in (binds.pop("/", None),) if step is not None]
+    ordered += fixed
+    covered = {step.path for step in ordered}
+    for path in sorted(binds):
+        step = binds[path]
+        if path not in covered:
+            ordered.append(step)
+    ordered += [Step("mask", path) for path in masked]
+    return tuple(ordered)
+
+
+def _within(path: str, root: str) -> bool:
+    return root == "/" or path == root or path.startswith(root + "/")
+
+
+def _links(path: str) -> Iterator[Step]:
+    """Yield the symbolic links that stand on the way of ``path``."""
+    current = ""
+    for part in path.strip("/").split("/"):
+        current = f"{current}/{part}"
+        if os.path.islink(current):
+            yield Step("link", current, source=os.readlink(current))
+            yield from _links(os.path.join(os.path.dirname(current), os.readlink(current)))
+            return
+
+
+def identity() -> None:
+    """Map the caller's own user and group, and nobody else, into its new namespace."""
+    uid, gid = os.geteuid(), os.getegid()
+    linux.unshare(NAMESPACES)
+    for name, text in (
+        ("setgroups", "deny"),
+        ("uid_map", f"{uid} {uid} 1"),
+        ("gid_map", f"{gid} {gid} 1"),
+    ):
+        with open(f"/proc/self/{name}", "w") as out:
+            out.write(text)
+
+
+def put_up(steps: tuple[Step, ...], cwd: str) -> None:
+    """Build the view and make it the root; as PID 1 of the new namespaces."""
+    linux.mount("none", "/", None, linux.MS_REC | linux.MS_SLAVE)
+    linux.mount("tmpfs", _STAGE, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=755")
+    os.mkdir(_STAGE + _OLD)
+    linux.pivot_root(_STAGE, _STAGE + _OLD)
+    os.chdir("/")
+    os.mkdir("/.new", 0o755)
+    linux.mount("tmpfs", "/.new", "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=755")
+    for step in steps:
+        _PUT[step.kind](step)
+    # the root itself, without what is mounted on it
+    linux.mount(
+        "none",
+        "/.new",
+        None,
+        linux.MS_REMOUNT | linux.MS_BIND | linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV,
+    )
+    linux.unmount(_OLD)
+    os.chdir("/.new")
+    linux.pivot_root(".", ".")
+    linux.unmount(".")
+    os.chdir(cwd)
+    _loopback()
+
+
+def _place(path: str, *, directory: bool) -> str:
+    """Make the mount point for ``path`` and return it."""
+    place = "/.new" + path
+    os.makedirs(place if directory else os.path.dirname(place), exist_ok=True)
+    if not directory and not os.path.lexists(place):
+        os.close(os.open(place, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    return place
+
+
+def _bind(step: Step) -> None:
+    source = _OLD + step.path
+    try:
+        place = _place(step.path, directory=stat.S_ISDIR(os.stat(source).st_mode))
+    except FileExistsError:
+        return
+    except OSError:
+        if os.path.lexists("/.new" + step.path):
+            return
+        raise
+    linux.mount(source, place, None, linux.MS_BIND | linux.MS_REC)
+    if not step.writable:
+        linux.make_read_only(place)
+
+
+def _link(step: Step) -> None:
+    place = "/.new" + step.path
+    if not os.path.lexists(place):
+        os.makedirs(os.path.dirname(place), exist_ok=True)
+        os.symlink(step.source, place)
+
+
+def _tmpfs(step: Step) -> None:
+    place = _place(step.path, directory=True)
+    linux.mount("tmpfs", place, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=1777")
+
+
+def _proc(step: Step) -> None:
+    place = _place(step.path, directory=True)
+    flags = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
+    linux.mount("proc", place, "proc", flags)
+
+
+def _dev(step: Step) -> None:
+    place = _place(step.path, directory=True)
+    linux.mount("tmpfs", place, "tmpfs", linux.MS_NOSUID, "mode=755")
+    for name in _DEVICES:
+        if os.path.exists(f"{_OLD}/dev/{name}"):
+            linux.mount(
+                f"{_OLD}/dev/{name}", _place(f"/dev/{name}", directory=False), None, linux.MS_BIND
+            )
+    for name, target in (
+        ("fd", "/proc/self/fd"),
+        ("stdin", "/proc/self/fd/0"),
+        ("stdout", "/proc/self/fd/1"),
+        ("stderr", "/proc/self/fd/2"),
+    ):
+        os.symlink(target, f"{place}/{name}")
+    os.mkdir(f"{place}/shm")
+    linux.mount("tmpfs", f"{place}/shm", "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=1777")
+
+
+def _mask(step: Step) -> None:
+    place = "/.new" + step.path
+    if not os.path.lexists(place):
+        return
+    if os.path.isdir(place):
+        linux.mount("tmpfs", place, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=0,size=4k")
+        linux.make_read_only(place)
+    else:
+        linux.mount(f"{_OLD}/dev/null", place, None, linux.MS_BIND)
+
+
+_PUT = {
+    "bind": _bind,
+    "link": _link,
+    "tmpfs": _tmpfs,
+    "proc": _proc,
+    "dev": _dev,
+    "mask": _mask,
+}
+
+
+def _loopback() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        request = struct.pack("16sH14x", b"lo", 0)
+        request = fcntl.ioctl(sock, _SIOCGIFFLAGS, request)
+        (flags,) = struct.unpack_from("H", request, 16)
+        fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", flags | _IFF_UP_RUNNING))

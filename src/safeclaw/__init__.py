@@ -1,0 +1,1 @@
+"""safeclaw: run AI agents in walls, under a policy, with a record."""
