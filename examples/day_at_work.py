@@ -9,6 +9,7 @@ with 0 if all of its work was possible and nothing of the rest was.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
@@ -16,6 +17,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+# How a refusal reads: the agent may not, or for the agent it does not exist.  Anything else, a
+# connection that nobody answered for one, means that the attempt went out.
+REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT)
 TEST = ["python3", "-B", "-m", "unittest", "tests/test_shop.py"]
 
 
@@ -137,17 +141,14 @@ def change_the_policy() -> None:
 def talk_to_the_broker() -> None:
     """Connect to safeclaw's own socket, wherever it may be."""
     state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    refusal: OSError | None = None
-    for path in ("/run/safeclaw/broker.sock", f"{state}/safeclaw/broker.sock"):
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
-            try:
-                sock.connect(path)
-            except OSError as error:
-                refusal = error
-            else:
-                return
-    if refusal is not None:
-        raise refusal
+    system, own = "/run/safeclaw/broker.sock", f"{state}/safeclaw/broker.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        try:
+            sock.connect(system)
+        except OSError as error:
+            if error.errno not in REFUSALS:
+                raise
+            sock.connect(own)
 
 
 def delete_outside() -> None:
@@ -192,13 +193,13 @@ def try_rest(name: str, step: Callable[[], None]) -> bool:
     """Take a step that must be refused; say how it went."""
     try:
         step()
-    except TimeoutError as error:
-        # Nobody answered, but the attempt went out: that is not a refusal.
+    except OSError as error:
+        # A step that asks another program raises PermissionError without a number.
+        if error.errno in (None, *REFUSALS):
+            print(f"agent: refused  {name}: {error.strerror or error}", flush=True)
+            return True
         print(f"agent: GOT OUT  {name}: {error}", flush=True)
         return False
-    except OSError as error:
-        print(f"agent: refused  {name}: {error.strerror or error}", flush=True)
-        return True
     except (AgentError, subprocess.SubprocessError) as error:
         print(f"agent: GOT AWAY {name}: {error}", flush=True)
         return False

@@ -10,6 +10,9 @@ a copy of ``examples/workspace`` is a git repository::
 It ends with 0 when the agent submitted and its test passes.
 """
 
+# mini-swe-agent is published without types.
+# pyright: basic
+
 from __future__ import annotations
 
 import os

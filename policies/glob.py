@@ -251,7 +251,7 @@ def _match_parts(parts: Sequence[Part], names: Sequence[str]) -> bool:
         if part < len(parts) and parts[part] is None:
             star, mark = part, name
             part += 1
-        elif part < len(parts) and _match_part(parts[part], names[name]):
+        elif part < len(parts) and match_part(parts[part], names[name]):
             part += 1
             name += 1
         elif star >= 0:
@@ -262,7 +262,8 @@ def _match_parts(parts: Sequence[Part], names: Sequence[str]) -> bool:
     return all(left is None for left in parts[part:])
 
 
-def _match_part(part: Part, name: str) -> bool:
+def match_part(part: Part, name: str) -> bool:
+    """Return whether a part that takes one component takes ``name``."""
     if isinstance(part, str):
         return part == name
     return part is not None and part.match(name)

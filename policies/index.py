@@ -84,18 +84,18 @@ class PathIndex(Generic[T]):
 class Prefixes:
     """A set of paths that can say what lies below a directory."""
 
-    def __init__(self, paths: dict[str, int]) -> None:
+    def __init__(self, paths: dict[str, int | None]) -> None:
         self._paths = sorted(paths)
-        self._ordinals = paths
+        self._values = paths
 
-    def at_or_below(self, directory: str) -> tuple[str, int] | None:
-        """Return the first path that is ``directory`` or lies in it, with its ordinal."""
-        for start in (directory, directory.rstrip("/") + "/"):
-            at = bisect.bisect_left(self._paths, start)
-            if at < len(self._paths):
-                found = self._paths[at]
-                if found == directory or found.startswith(directory.rstrip("/") + "/"):
-                    return found, self._ordinals[found]
+    def below(self, directory: str) -> tuple[str, int | None] | None:
+        """Return the first path that lies in ``directory``, or is it, with its value."""
+        if directory in self._values:
+            return directory, self._values[directory]
+        inside = directory.rstrip("/") + "/"
+        at = bisect.bisect_left(self._paths, inside)
+        if at < len(self._paths) and self._paths[at].startswith(inside):
+            return self._paths[at], self._values[self._paths[at]]
         return None
 
 

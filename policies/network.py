@@ -101,3 +101,8 @@ def within_special(network: Network) -> bool:
         network.version == special.version and network.subnet_of(special)  # type: ignore[arg-type]
         for special in SPECIAL
     )
+
+
+def single(where: Address) -> Network:
+    """Return the network that is just this address."""
+    return ipaddress.ip_network(where)

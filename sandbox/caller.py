@@ -20,7 +20,8 @@ def read_string(pid: int, address: int, limit: int = PATH_MAX) -> bytes:
     """Return the NUL-terminated bytes at ``address``; ENAMETOOLONG past ``limit``, EFAULT."""
     out = b""
     while len(out) < limit:
-        size = min(_PAGE - (address + len(out)) % _PAGE, limit - len(out))
+        # most paths are short: look at a little first, and never across a page's end
+        size = min(_PAGE - (address + len(out)) % _PAGE, limit - len(out), len(out) * 15 or 256)
         try:
             chunk = linux.read_memory(pid, address + len(out), size)
         except OSError as error:

@@ -15,6 +15,11 @@ from safeclaw.sandbox.resolve import Pinned, error, join, path_of
 _XATTR_MAX = 65536
 #: openat2(2) resolve flags of the caller that the supervisor's own walk can take over.
 _RESOLVE_PASSED = 0x01 | 0x02 | 0x04
+METADATA_CALLS = (
+    *("chmod", "fchmodat", "fchmodat2", "fchmod", "chown", "lchown", "fchownat", "fchown"),
+    *("utimensat", "setxattr", "lsetxattr", "fsetxattr"),
+    *("removexattr", "lremovexattr", "fremovexattr"),
+)
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
@@ -34,9 +39,7 @@ def judge_missing(note: Notification, action: str, dirfd: int, path: str) -> Non
     )
 
 
-def pin(
-    note: Notification, action: str, dirfd: int, path: str, *, follow: bool = True
-) -> Pinned:
+def pin(note: Notification, action: str, dirfd: int, path: str, *, follow: bool = True) -> Pinned:
     """Pin a file that is to be there; a missing one is recorded under ``action``."""
     try:
         return note.mediator.resolver.pin(note.caller, dirfd, path, follow=follow)
@@ -130,7 +133,8 @@ def _open_read(note: Notification, dirfd: int, path: str, flags: int) -> int | N
         raise
     try:
         real = resolver.canonical(caller, path_of(fd))
-        _judge(note, "file.read", real)
+        # a caller that has gone meanwhile is found by ADDFD: nothing else is done for it
+        note.judge(Attempt("file.read", FileTarget(real)), alive=False)
         kind = stat.S_IFMT(os.fstat(fd).st_mode)
         if kind == stat.S_IFIFO and not flags & os.O_NONBLOCK:
             note.mediator.background(note, lambda: _open_fifo(note, real, flags))
@@ -342,9 +346,7 @@ def _rename(note: Notification) -> int:
             if flags & linux.RENAME_EXCHANGE:
                 _require_read(note, there)
             _judge(note, "file.write.rename", here, there)
-            linux.renameat2(
-                source.fd, os.fsencode(name), target.fd, os.fsencode(newname), flags
-            )
+            linux.renameat2(source.fd, os.fsencode(name), target.fd, os.fsencode(newname), flags)
     return 0
 
 
@@ -398,9 +400,7 @@ def _metadata(note: Notification) -> int:
             if size > _XATTR_MAX:
                 raise error(errno.E2BIG)
             value = read_exact(note.pid, note.args[2], size)
-            os.setxattr(
-                handle, read_string(note.pid, note.args[1], 256), value, note.int_arg(4)
-            )
+            os.setxattr(handle, read_string(note.pid, note.args[1], 256), value, note.int_arg(4))
     return 0
 
 
@@ -413,9 +413,6 @@ def handlers() -> dict[str, Handler]:
     table |= dict.fromkeys(("unlink", "unlinkat", "rmdir"), _unlink)
     table |= dict.fromkeys(("rename", "renameat", "renameat2"), _rename)
     table["truncate"] = _truncate
-    for name in (
-        "chmod fchmodat fchmodat2 fchmod chown lchown fchownat fchown utimensat setxattr "
-        "lsetxattr fsetxattr removexattr lremovexattr fremovexattr"
-    ).split():
+    for name in METADATA_CALLS:
         table[name] = _metadata
     return table

@@ -99,9 +99,7 @@ def _blocking(note: Notification, sock: socket.socket, call: str, raw: bytes) ->
     return _call(call, sock.fileno(), raw)
 
 
-def _use_unix(
-    note: Notification, sock: socket.socket, call: str, action: str, path: bytes
-) -> int:
+def _use_unix(note: Notification, sock: socket.socket, call: str, action: str, path: bytes) -> int:
     if not path:
         # SAFETY: an abstract name would be looked up in the supervisor's Landlock domain,
         # which is none, but the network namespace of the socket is the agent's own.
@@ -178,7 +176,9 @@ def _send_to(note: Notification) -> int | None:
     raw = read_exact(note.pid, note.args[4], min(note.int_arg(5) & 0xFF, _SOCKADDR_MAX))
     data = read_exact(note.pid, note.args[1], size)
     sock = _duplicate(note, note.int_arg(0))
-    return _send_later(note, sock, lambda: _send_message(note, sock, raw, [data], [], note.int_arg(3)))
+    return _send_later(
+        note, sock, lambda: _send_message(note, sock, raw, [data], [], note.int_arg(3))
+    )
 
 
 def _send_later(note: Notification, sock: socket.socket, work: object) -> int | None:
@@ -299,9 +299,7 @@ def _send_mmsg(note: Notification) -> int | None:
             finally:
                 for fd in owned:
                     os.close(fd)
-            linux.write_memory(
-                note.pid, note.args[1] + index * 64 + 56, sent.to_bytes(4, "little")
-            )
+            linux.write_memory(note.pid, note.args[1] + index * 64 + 56, sent.to_bytes(4, "little"))
             done += 1
         return done
 

@@ -21,10 +21,10 @@ from safeclaw.sandbox.mediator import Handler, Notification
 from safeclaw.sandbox.resolve import Pinned, error
 
 _LOADER = re.compile(r"(?:ld-linux[^/]*|ld-musl[^/]*|ld64|ld)\.so[.\d]*|ld-\d[^/]*\.so")
-_LOADER_TAKES_VALUE = {
-    "--library-path", "--inhibit-rpath", "--audit", "--preload", "--argv0", "--glibc-hwcaps-prepend",
-    "--glibc-hwcaps-mask",
-}  # fmt: skip
+_LOADER_TAKES_VALUE = frozenset(
+    {"--library-path", "--inhibit-rpath", "--audit", "--preload", "--argv0"}
+    | {"--glibc-hwcaps-prepend", "--glibc-hwcaps-mask"}
+)
 _SHEBANG_MAX = 256
 _CHAIN_MAX = 4
 #: Variables with which a program can be made to run other code than its own.
@@ -204,8 +204,9 @@ def _continue_to_exec_stop(note: Notification, image: Image, target: ProgramTarg
         event = status >> 16
         if event == linux.PTRACE_EVENT_EXEC:
             break
-        # no exec happened: the call failed and its errno is on its way
-        linux.ptrace(linux.PTRACE_DETACH, found, 0)
+        # SAFETY: an exec that succeeds stops at its event before it could return to user
+        # mode, so any other stop means that it failed.  A signal is passed on, not lost.
+        linux.ptrace(linux.PTRACE_DETACH, found, 0 if event else os.WSTOPSIG(status))
         return
     note.mediator.forget(pid)
     note.mediator.forget(tgid)

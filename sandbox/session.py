@@ -7,9 +7,9 @@ dies, the kernel kills PID 1 and with it every process of the agent.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
-import select
 import signal
 import struct
 import sys
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from safeclaw.errors import CommandError, SafeclawError, WallError
-from safeclaw.sandbox import files, filter, landlock, linux, network, programs, walls
+from safeclaw.sandbox import files, landlock, linux, network, programs, syscalls, walls
 from safeclaw.sandbox.gate import Gate
 from safeclaw.sandbox.mediator import Mediator
 
@@ -47,10 +47,8 @@ class Session:
 
     def kill(self) -> None:
         """Kill every process of the agent, by killing PID 1 of its namespace."""
-        try:
+        with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
     def wait(self) -> int:
         """Return the agent's exit status, 128+n for a signal."""
@@ -89,8 +87,8 @@ def launch(spec: LaunchSpec, gate: Gate) -> Session:
     exec fails.
     """
     abi = landlock.require()
-    programs_bpf = (filter.refusals(), filter.allow_list(network=spec.network))
-    numbers = filter.notified_numbers()
+    programs_bpf = (syscalls.refusals(), syscalls.allow_list(network=spec.network))
+    numbers = syscalls.notified_numbers()
     steps = walls.plan(spec.view, spec.writable, spec.masked)
     linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
     go_read, go_write = os.pipe()
@@ -104,7 +102,7 @@ def launch(spec: LaunchSpec, gate: Gate) -> Session:
         _outer(spec, steps, programs_bpf, go_read, said_write)
     os.close(go_read)
     os.close(said_write)
-    init = struct.unpack("=i", _read(said_read, 4))[0] if select.select([said_read], [], []) else 0
+    init = struct.unpack("=i", _read(said_read, 4))[0]
     os.waitpid(outer, 0)
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
     os.write(go_write, b"g")
@@ -168,7 +166,8 @@ def _read(fd: int, size: int) -> bytes:
         data += chunk
         if data[:1] == b"!":
             raise WallError(
-                "the walls could not be put up: " + (data[1:] + _rest(fd)).decode("utf-8", "replace"),
+                "the walls could not be put up: "
+                + (data[1:] + _rest(fd)).decode("utf-8", "replace"),
                 hint="user namespaces may be switched off: see safeclaw doctor",
             )
     return data

@@ -126,20 +126,29 @@ def open_note(note: str, key: PublicKey) -> str:
     raise NoteError(f"not signed by {key.name}")
 
 
-def open_checkpoint(note: str, key: PublicKey) -> Checkpoint:
-    """Return the checkpoint in a signed note.
+def parse_checkpoint(text: str) -> Checkpoint:
+    """Return the checkpoint that a note's text (no signatures) says.
 
     Raises:
-        NoteError: as :func:`open_note`, or the text is not a checkpoint.
+        NoteError: it is not a checkpoint in canonical form.
     """
-    lines = open_note(note, key).split("\n")
+    lines = text.split("\n")
     if len(lines) != 4 or not lines[1].isascii() or not lines[1].isdigit():
         raise NoteError("the note is not a checkpoint")
     try:
         root = base64.b64decode(lines[2], validate=True)
+        checkpoint = Checkpoint(lines[0], int(lines[1]), root)
     except (binascii.Error, ValueError) as error:
-        raise NoteError("the checkpoint's root is not base64") from error
-    checkpoint = Checkpoint(lines[0], int(lines[1]), root)
-    if len(root) != 32 or checkpoint.text() != "\n".join(lines):
+        raise NoteError("the note is not a checkpoint") from error
+    if len(root) != 32 or checkpoint.text() != text:
         raise NoteError("the checkpoint is not in canonical form")
     return checkpoint
+
+
+def open_checkpoint(note: str, key: PublicKey) -> Checkpoint:
+    """Return the checkpoint in a note that ``key`` signed.
+
+    Raises:
+        NoteError: as :func:`open_note`, or the text is not a checkpoint.
+    """
+    return parse_checkpoint(open_note(note, key))

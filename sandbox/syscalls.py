@@ -15,19 +15,24 @@ import pyseccomp as seccomp
 
 from safeclaw.sandbox import linux
 
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 #: Answered by the supervisor, by path or descriptor.
-FILE_CALLS = (
+FILE_CALLS = _names(
     "open openat openat2 creat truncate mkdir mkdirat mknod mknodat symlink symlinkat link linkat "
     "unlink unlinkat rmdir rename renameat renameat2 chmod fchmodat fchmodat2 fchmod chown lchown "
     "fchownat fchown utime utimes futimesat utimensat setxattr lsetxattr fsetxattr removexattr "
     "lremovexattr fremovexattr"
-).split()
-PROGRAM_CALLS = ["execve", "execveat"]
-NETWORK_CALLS = ["connect", "bind", "sendmsg", "sendmmsg"]
+)
+PROGRAM_CALLS = ("execve", "execveat")
+NETWORK_CALLS = ("connect", "bind", "sendmsg", "sendmmsg")
 NOTIFIED = (*FILE_CALLS, *PROGRAM_CALLS, *NETWORK_CALLS, "sendto")
 
 #: No name of a file, no other process, no device: free.
-ALLOWED = (
+ALLOWED = _names(
     # descriptors that are already open
     "read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 lseek close "
     "close_range dup dup2 dup3 fcntl ioctl fsync fdatasync ftruncate fallocate flock fadvise64 "
@@ -63,10 +68,10 @@ ALLOWED = (
     "socket socketpair getsockname getpeername getsockopt setsockopt shutdown accept accept4 "
     "listen recvfrom recvmsg recvmmsg landlock_create_ruleset landlock_add_rule "
     "landlock_restrict_self"
-).split()
+)
 
 #: Refused with EPERM, so that a person sees a refusal and not a missing call.
-REFUSED = (
+REFUSED = _names(
     "ptrace process_vm_readv process_vm_writev pidfd_getfd kcmp process_madvise bpf "
     "perf_event_open mount umount2 pivot_root chroot fsopen fsconfig fsmount fspick move_mount "
     "open_tree mount_setattr setns unshare name_to_handle_at open_by_handle_at keyctl add_key "
@@ -74,7 +79,7 @@ REFUSED = (
     "iopl acct quotactl quotactl_fd swapon swapoff init_module finit_module delete_module "
     "kexec_load kexec_file_load reboot clock_settime clock_adjtime settimeofday adjtimex syslog "
     "sethostname setdomainname vhangup nfsservctl lookup_dcookie"
-).split()
+)
 
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
 _AF_HIGHEST = 64

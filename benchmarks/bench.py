@@ -1,0 +1,217 @@
+"""The ratios that the project promises, measured side by side on this machine.
+
+``./dev bench`` runs this.  Every comparison alternates between its sides, round
+by round, and compares medians, so that a machine that is busy or changes its
+clock speed meets both.  Nothing here is a test: a number is printed, and read
+by a person.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from rich.progress import Progress
+
+HERE = Path(__file__).resolve().parent
+SAFECLAW = Path(sys.executable).with_name("safeclaw")
+POLICY = """\
+version: "1.0"
+description: "Open one file, again and again"
+rules:
+{padding}  - action: file.read
+    path: "**"
+    effect: allow
+  - action: shell.execute
+    command: ["floor *", "true"]
+    effect: allow
+"""
+PADDING = """\
+  - action: file.read
+    path: "never/{number}/*.txt"
+    effect: deny
+"""
+
+
+class BenchError(Exception):
+    """A side of a comparison does not run."""
+
+
+class Loop:
+    """A process that opens and closes a file COUNT times whenever it is asked to."""
+
+    def __init__(self, name: str, command: list[str], cwd: Path, count: int, log: Path) -> None:
+        self.name = name
+        self.count = count
+        self.log = log
+        self.rounds: list[float] = []
+        with log.open("wb") as errors:
+            self.process = subprocess.Popen(
+                command, cwd=cwd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
+            )
+
+    def round(self) -> float:
+        """Have it run once; return the microseconds that one open and close took."""
+        if self.process.stdin is None or self.process.stdout is None:
+            raise BenchError(f"{self.name}: no pipes")
+        try:
+            self.process.stdin.write(b"\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # what it said tells more
+        line = self.process.stdout.readline()
+        if not line:
+            said = self.log.read_text(errors="replace").strip()
+            raise BenchError(f"{self.name} ended with {self.process.wait()}:\n{said}")
+        return int(line) / self.count / 1000
+
+    def close(self) -> None:
+        """End it by closing its input, and wait."""
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        self.process.wait()
+
+
+@contextmanager
+def pinned(cpu: int | None) -> Generator[None]:
+    """Keep this process, and what it starts, on one CPU."""
+    before = os.sched_getaffinity(0)
+    if cpu is not None:
+        os.sched_setaffinity(0, {cpu})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def build_floor(directory: Path) -> Path:
+    """Compile floor.c into the directory."""
+    program = directory / "floor"
+    subprocess.run(
+        ["gcc", "-O2", "-Wall", "-Wextra", "-o", str(program), str(HERE / "floor.c")], check=True
+    )
+    return program
+
+
+def write_policy(path: Path, rules: int) -> Path:
+    """Write the benchmark's policy with so many rules before the one that decides."""
+    padding = "".join(PADDING.format(number=number) for number in range(rules - 1))
+    path.write_text(POLICY.format(padding=padding))
+    return path
+
+
+def compare_opens(
+    scratch: Path, policies: dict[str, Path], cpu: int | None, rounds: int, count: int
+) -> dict[str, float]:
+    """Return the median microseconds of one open and close, for each side."""
+    workspace = scratch / "workspace"
+    floor = workspace / "floor"
+    data = workspace / "data.txt"
+    sides = {
+        "no supervisor": [str(floor), "--bare", str(data), str(count)],
+        "floor (C)": [str(floor), str(data), str(count)],
+    }
+    for name, policy in policies.items():
+        safeclaw = [str(SAFECLAW), "run", "--policy", str(policy), "--"]
+        sides[name] = [*safeclaw, *sides["no supervisor"]]
+    where = "unpinned" if cpu is None else f"pinned to CPU {cpu}"
+    with ExitStack() as stack:
+        stack.enter_context(pinned(cpu))
+        loops: list[Loop] = []
+        for number, (name, command) in enumerate(sides.items()):
+            loop = Loop(name, command, workspace, count, scratch / f"{number}.log")
+            stack.callback(loop.close)
+            loop.round()  # warm up
+            loops.append(loop)
+        progress = stack.enter_context(progress_bar())
+        for _ in progress.track(range(rounds), description=f"open + close, {where}"):
+            for loop in loops:
+                loop.rounds.append(loop.round())
+    return {loop.name: statistics.median(loop.rounds) for loop in loops}
+
+
+def compare_starts(scratch: Path, policy: Path, rounds: int) -> dict[str, float]:
+    """Return the median milliseconds from start to end of a program that does nothing."""
+    bubblewrap = shutil.which("bwrap")
+    if bubblewrap is None:
+        raise BenchError("bwrap is not installed")
+    sides = {
+        "bubblewrap": [
+            *(bubblewrap, "--unshare-all", "--die-with-parent", "--ro-bind", "/", "/"),
+            *("--dev", "/dev", "--proc", "/proc", "--", "true"),
+        ],
+        "safeclaw run": [str(SAFECLAW), "run", "--policy", str(policy), "--", "true"],
+    }
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    with progress_bar() as progress:
+        for number in progress.track(range(rounds + 1), description="start-up"):
+            for name, command in sides.items():
+                start = time.perf_counter()
+                done = subprocess.run(
+                    command, cwd=scratch / "workspace", capture_output=True, text=True, check=False
+                )
+                if done.returncode != 0:
+                    raise BenchError(f"{name} ended with {done.returncode}:\n{done.stderr.strip()}")
+                if number:  # the first only warms up
+                    times[name].append((time.perf_counter() - start) * 1000)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def progress_bar() -> Progress:
+    """Return a progress bar on stderr; rich draws it only on a terminal."""
+    from rich.console import Console
+
+    return Progress(console=Console(stderr=True), transient=True)
+
+
+def show(title: str, medians: dict[str, float], unit: str, against: str) -> None:
+    """Print the medians, each with its ratio to one of them."""
+    print(title)
+    for name, median in medians.items():
+        print(f"  {name:<28} {median:9.2f} {unit}   {median / medians[against]:6.2f} x {against}")
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="./dev bench", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=25, help="rounds of each side")
+    parser.add_argument("--count", type=int, default=2000, help="opens in a round")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="safeclaw-bench.") as directory:
+        scratch = Path(directory)
+        (scratch / "workspace").mkdir()
+        (scratch / "workspace" / "data.txt").write_text("data\n")
+        # A journal of its own: the person's is not for benchmarks.
+        os.environ["XDG_STATE_HOME"] = str(scratch / "state")
+        try:
+            build_floor(scratch / "workspace")
+            few = write_policy(scratch / "few.yaml", rules=1)
+            many = write_policy(scratch / "many.yaml", rules=10_000)
+            policies = {"safeclaw, 1 rule": few, "safeclaw, 10,000 rules": many}
+            cpu = min(os.sched_getaffinity(0))
+            for place, title in ((cpu, "pinned to one CPU"), (None, "unpinned")):
+                opens = compare_opens(scratch, policies, place, arguments.rounds, arguments.count)
+                show(f"open + close, {title} (median)", opens, "us", against="floor (C)")
+                ratio = opens["safeclaw, 10,000 rules"] / opens["safeclaw, 1 rule"]
+                print(f"  10,000 rules against 1: {ratio:.2f} x")
+            starts = compare_starts(scratch, few, arguments.rounds)
+            show("start to end of `true` (median)", starts, "ms", against="bubblewrap")
+        except (BenchError, subprocess.CalledProcessError) as error:
+            print(f"bench: {error}", file=sys.stderr)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

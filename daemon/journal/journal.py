@@ -1,0 +1,428 @@
+"""The writer of the journal: the only one, for as long as it is open.
+
+:meth:`Journal.append` gives a record its place, time and link and buffers it;
+:meth:`Journal.commit` makes everything appended so far durable with one write
+and one fdatasync.  A record counts as recorded only once ``commit`` returned
+its number.  The first failed write, sync or check turns the journal faulty for
+good: nothing is retried on a descriptor that failed.
+
+Threads: ``append`` and ``tick`` from one thread, ``commit`` from another if
+wished (the sync leaves the interpreter to others).
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from safeclaw.daemon.journal import files
+from safeclaw.daemon.journal.merkle import leaf_hash
+from safeclaw.daemon.journal.note import Checkpoint, SigningKey
+from safeclaw.daemon.journal.record import VERSION, Entry, Record, RecordType, Subject, encode
+from safeclaw.daemon.journal.recovery import FrontierFile, Head, find_head, set_aside
+from safeclaw.errors import JournalError, JournalFaultError
+
+CHECKPOINT_RECORDS: Final = 1024
+CHECKPOINT_NS: Final = 1_000_000_000
+HEARTBEAT_NS: Final = 60_000_000_000
+SEGMENT_BYTES: Final = 64 << 20
+SEGMENT_NS: Final = 86_400 * 1_000_000_000
+#: A wall clock that moves against the boot clock by more than this is a step.
+STEP_US: Final = 1_000_000
+
+
+@dataclass
+class _Batch:
+    """Lines that go into one segment with one write."""
+
+    segment: int
+    lines: list[bytes] = field(default_factory=lambda: list[bytes]())
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """A signed checkpoint that is to be published once ``size`` records are durable."""
+
+    size: int
+    note: str
+    frontier: FrontierFile
+
+
+def origin(chain: str) -> str:
+    """Return the checkpoint origin (and key name) of a chain."""
+    return f"safeclaw/{chain}"
+
+
+class Journal:
+    """An open journal.  Use :meth:`open`; close it, or it ends without a checkpoint."""
+
+    def __init__(self, directory: Path, keys: Path, lock: int, head: Head) -> None:
+        self._directory = directory
+        self._keys = keys
+        self._lock_fd = lock
+        self._head = head
+        self._key: SigningKey | None = None
+        self._append_lock = threading.Lock()
+        self._commit_lock = threading.Lock()
+        self._fault: str | None = None
+        self._fd = -1
+        self._file_segment = 0
+        self._file_size = 0
+        self._batches: list[_Batch] = [_Batch(head.segment)]
+        self._mark: _Mark | None = None
+        self._published_ns = 0
+        self._durable = head.seq - 1
+        self._dirty = head.unsigned > 0
+        self._since_checkpoint = head.unsigned
+        self._checkpoint_ns = self._append_ns = time.monotonic_ns()
+        self._segment_ns = self._append_ns
+        self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        self._second = -1
+        self._second_text = ""
+        self._clock_offset: int | None = None
+        self.segment_bytes = SEGMENT_BYTES
+
+    @classmethod
+    def open(cls, directory: Path, keys: Path | None = None) -> Journal:
+        """Open or make the journal in ``directory`` and take its lock.
+
+        ``keys`` is where the signing key is; by default ``keys`` beside the directory.
+        What this appends (genesis, recovery) is durable when it returns.
+
+        Raises:
+            JournalError: no access, a second writer, or a chain that does not hold.
+            JournalFaultError: it could not be written to.
+        """
+        keys = keys or directory.parent / "keys"
+        files.make_directory(directory)
+        lock = files.take_lock(directory)
+        try:
+            found = files.segments(directory)
+            head = find_head(directory, found) if found else Head()
+            journal = cls(directory, keys, lock, head)
+            torn = set_aside(directory, head) if head.torn else None
+        except OSError as error:
+            os.close(lock)
+            raise JournalFaultError(f"{directory}: {error.strerror}") from error
+        except BaseException:
+            os.close(lock)
+            raise
+        try:
+            journal._start(torn)
+        except BaseException:
+            journal._release()
+            raise
+        return journal
+
+    def _start(self, torn: dict[str, object] | None) -> None:
+        head = self._head
+        if head.seq == 0:
+            if (self._directory / files.CHECKPOINT).exists():
+                raise JournalError(f"{self._directory}: a checkpoint, but no records")
+            head.chain = os.urandom(16).hex()
+            self._key = files.new_key(self._keys, origin(head.chain))
+            detail: dict[str, object] = {
+                "origin": origin(head.chain),
+                "public_key": self._key.public.text(),
+            }
+            self.append(Entry(type=RecordType.GENESIS, detail=detail))
+        if torn is not None:
+            self.append(Entry(type=RecordType.RECOVERY, detail=torn))
+        if head.seq > self._durable + 1:
+            self.commit()
+
+    @property
+    def chain_id(self) -> str:
+        """The chain's identity: 32 hex digits, fixed at genesis."""
+        return self._head.chain
+
+    @property
+    def directory(self) -> Path:
+        """Where the segments are."""
+        return self._directory
+
+    @property
+    def head(self) -> tuple[int, str]:
+        """The last appended record's number and its leaf (hex); not yet durable perhaps."""
+        with self._append_lock:
+            return self._head.seq - 1, self._head.prev
+
+    @property
+    def durable(self) -> int:
+        """The highest number that is on disk."""
+        return self._durable
+
+    @property
+    def fault(self) -> str | None:
+        """Why this journal is faulty, or None."""
+        return self._fault
+
+    def append(self, entry: Entry) -> int:
+        """Buffer a record and return its number.
+
+        Raises:
+            JournalFaultError: the journal is faulty.
+            RecordError: the entry has no canonical form; nothing was appended.
+        """
+        with self._append_lock:
+            self._check_fault()
+            self._watch_clock()
+            seq = self._append(entry)
+            self._dirty = True
+            if self._since_checkpoint >= CHECKPOINT_RECORDS:
+                self._checkpoint()
+            if self._head.offset >= self.segment_bytes or (
+                self._append_ns - self._segment_ns >= SEGMENT_NS
+            ):
+                self._rotate()
+            return seq
+
+    def commit(self) -> int:
+        """Make everything appended so far durable; return the highest durable number.
+
+        Raises:
+            JournalFaultError: it could not be; the journal stays faulty.
+        """
+        with self._commit_lock:
+            with self._append_lock:
+                self._check_fault()
+                batches = self._batches
+                self._batches = [_Batch(self._head.segment)]
+                last = self._head.seq - 1
+                mark = self._mark
+                self._mark = None
+            try:
+                for batch in batches:
+                    if batch.lines:
+                        self._write(batch)
+                self._durable = last
+                if mark is not None:
+                    self._publish(mark)
+            except OSError as error:
+                self._fault = f"{self._directory}: {error.strerror or error}"
+                raise JournalFaultError(
+                    f"the journal cannot be written: {self._fault}",
+                    hint="nothing is allowed until it can be; see to the disk, then start again",
+                ) from error
+            return last
+
+    def tick(self) -> bool:
+        """Do what is due by time; return whether there is something to commit.
+
+        A checkpoint when records are older than a second without one; a heartbeat
+        and a checkpoint after a minute of silence.  Call it once a second while
+        :attr:`dirty`, else when :meth:`next_tick_ns` says.
+        """
+        with self._append_lock:
+            if self._fault is not None:
+                return False
+            now = time.monotonic_ns()
+            if now - self._append_ns >= HEARTBEAT_NS:
+                self._watch_clock()
+                self._append(Entry(type=RecordType.HEARTBEAT))
+                self._checkpoint()
+            elif self._dirty and now - self._checkpoint_ns >= CHECKPOINT_NS:
+                self._checkpoint()
+            return self._head.seq - 1 > self._durable
+
+    @property
+    def dirty(self) -> bool:
+        """Whether there are records that no checkpoint covers yet."""
+        return self._dirty
+
+    def next_tick_ns(self) -> int:
+        """Return when :meth:`tick` has work next, on the monotonic clock."""
+        if self._dirty:
+            return self._checkpoint_ns + CHECKPOINT_NS
+        return self._append_ns + HEARTBEAT_NS
+
+    def checkpoint(self) -> None:
+        """Append a checkpoint now; the caller commits."""
+        with self._append_lock:
+            self._check_fault()
+            self._checkpoint()
+
+    def close(self) -> None:
+        """Sign and commit what is there, and let the next writer in.
+
+        Raises:
+            JournalFaultError: the last commit failed; the journal is closed all the same.
+        """
+        try:
+            if self._fault is None and self._lock_fd >= 0:
+                if self._dirty:
+                    self.checkpoint()
+                self._published_ns = 0
+                self.commit()
+        finally:
+            self._release()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _release(self) -> None:
+        self._fault = self._fault or "it is closed"
+        for fd in (self._fd, self._lock_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._lock_fd = -1
+
+    def _check_fault(self) -> None:
+        if self._fault is not None:
+            raise JournalFaultError(f"the journal takes no more records: {self._fault}")
+
+    # What follows holds the append lock.
+
+    def _append(self, entry: Entry) -> int:
+        head = self._head
+        wall_us = time.time_ns() // 1000
+        second, micro = divmod(wall_us, 1_000_000)
+        if second != self._second:
+            self._second = second
+            self._second_text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        pid, uid, exe = entry.pid, entry.uid, entry.exe
+        subject = None
+        if pid is not None or uid is not None or exe is not None:
+            subject = Subject(exe=exe, pid=pid, uid=uid)
+        boottime = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
+        line = encode(
+            Record(
+                action=entry.action,
+                agent=entry.agent,
+                attempt=entry.attempt,
+                boot_id=self._boot_id,
+                boottime_us=boottime,
+                chain=head.chain,
+                decision=entry.decision,
+                detail=entry.detail,
+                enforced_by=entry.enforced_by,
+                fingerprint=entry.fingerprint,
+                latency_ns=entry.latency_ns,
+                policy=entry.policy,
+                prev=head.prev,
+                reason=entry.reason,
+                rule=entry.rule,
+                seq=head.seq,
+                session=entry.session,
+                subject=subject,
+                target=entry.target,
+                ts=f"{self._second_text}.{micro:06}Z",
+                type=entry.type,
+                v=VERSION,
+            )
+        )
+        leaf = leaf_hash(line)
+        seq = head.seq
+        head.seq += 1
+        head.prev = leaf.hex()
+        head.frontier.append(leaf)
+        head.offset += len(line) + 1
+        self._batches[-1].lines.append(line)
+        self._since_checkpoint += 1
+        self._append_ns = time.monotonic_ns()
+        return seq
+
+    def _watch_clock(self) -> None:
+        boottime = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
+        offset = time.time_ns() // 1000 - boottime
+        known = self._clock_offset
+        self._clock_offset = offset
+        if known is not None and abs(offset - known) > STEP_US:
+            detail: dict[str, object] = {"step_us": offset - known}
+            self._append(Entry(type=RecordType.CLOCK_STEP, detail=detail))
+
+    def _sign(self) -> tuple[Checkpoint, str]:
+        head = self._head
+        if self._key is None:
+            self._key = files.load_key(self._keys)
+        checkpoint = Checkpoint(origin(head.chain), head.seq, head.frontier.root())
+        return checkpoint, self._key.sign(checkpoint.text())
+
+    def _checkpoint(self) -> None:
+        checkpoint, note = self._sign()
+        detail: dict[str, object] = {
+            "note": note,
+            "root": base64.b64encode(checkpoint.root).decode(),
+            "size": checkpoint.size,
+        }
+        self._append(Entry(type=RecordType.CHECKPOINT, detail=detail))
+        # The published one covers the checkpoint record itself too.
+        _, note = self._sign()
+        head = self._head
+        nodes = [node.hex() for node in head.frontier.nodes]
+        cache = FrontierFile(head.chain, head.seq, head.segment, head.offset, head.prev, nodes)
+        self._mark = _Mark(head.seq, note, cache)
+        self._since_checkpoint = 0
+        self._checkpoint_ns = time.monotonic_ns()
+        self._dirty = False
+
+    def _rotate(self) -> None:
+        head = self._head
+        detail: dict[str, object] = {
+            "continues": files.segment_name(head.segment),
+            "root": base64.b64encode(head.frontier.root()).decode(),
+            "size": head.seq,
+        }
+        head.segment += 1
+        head.offset = 0
+        self._segment_ns = self._append_ns
+        self._batches.append(_Batch(head.segment))
+        self._append(Entry(type=RecordType.ROTATE, detail=detail))
+        self._checkpoint()
+
+    # What follows holds the commit lock.
+
+    def _write(self, batch: _Batch) -> None:
+        path = self._directory / files.segment_name(batch.segment)
+        if batch.segment != self._file_segment:
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
+            create = not path.exists()
+            try:
+                self._fd = files.open_segment(path, create=create)
+            except JournalError as error:
+                raise OSError(0, error.message) from error
+            self._file_segment = batch.segment
+            self._file_size = os.fstat(self._fd).st_size
+            if create:
+                files.sync_directory(self._directory)
+        # Someone may have put another file in its place, or written to it.
+        status, named = os.fstat(self._fd), os.stat(path, follow_symlinks=False)
+        if status.st_size != self._file_size or (status.st_dev, status.st_ino, 1) != (
+            named.st_dev,
+            named.st_ino,
+            named.st_nlink,
+        ):
+            raise OSError(0, f"{path.name} was changed by someone else")
+        batch.lines.append(b"")
+        data = b"\n".join(batch.lines)
+        written = os.write(self._fd, data)
+        if written != len(data):
+            raise OSError(28, "No space left on device (short write)")
+        os.fdatasync(self._fd)
+        self._file_size += written
+
+    def _publish(self, mark: _Mark) -> None:
+        """Put the latest checkpoint beside the chain, at most about once a second."""
+        now = time.monotonic_ns()
+        if self._published_ns and now - self._published_ns < CHECKPOINT_NS // 2:
+            with self._append_lock:
+                if self._mark is None:
+                    self._mark = mark
+            return
+        files.replace(
+            self._directory / files.FRONTIER, msgspec.json.encode(mark.frontier), sync=False
+        )
+        files.replace(self._directory / files.CHECKPOINT, mark.note.encode())
+        self._published_ns = now

@@ -1,0 +1,93 @@
+"""Reading a journal back: a stream of records, filtered.
+
+Reading shows what is written and checks only that each line is a record;
+whether the chain holds is :mod:`safeclaw.daemon.journal.verifier`'s word.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+from safeclaw.daemon.journal import files
+from safeclaw.daemon.journal.record import MAX_LINE, Record, RecordError, decode
+from safeclaw.errors import JournalError
+
+
+def lines(directory: Path) -> Iterator[tuple[Path, int, bytes]]:
+    """Yield every complete line with its segment and line number (from 1).
+
+    Raises:
+        JournalError: there is no journal, or it cannot be read.
+    """
+    try:
+        found = files.segments(directory)
+        if not found:
+            raise JournalError(f"{directory}: no journal here", hint="give --state DIR")
+        for _, path in found:
+            with path.open("rb") as stream:
+                number = 0
+                while (line := stream.readline(MAX_LINE + 2)).endswith(b"\n"):
+                    number += 1
+                    yield path, number, line[:-1]
+    except OSError as error:
+        raise JournalError(f"{error.filename or directory}: {error.strerror}") from error
+
+
+def matches(
+    record: Record,
+    *,
+    decision: str | None = None,
+    action: str | None = None,
+    agent: str | None = None,
+    session: str | None = None,
+    type: str | None = None,  # noqa: A002 - the record's own word
+) -> bool:
+    """Whether a record passes the filters; an action covers everything below it."""
+    return (
+        (decision is None or record.decision == decision)
+        and (agent is None or record.agent == agent)
+        and (session is None or record.session == session)
+        and (type is None or record.type == type)
+        and (
+            action is None
+            or record.action == action
+            or (record.action or "").startswith(action + ".")
+        )
+    )
+
+
+def read(
+    directory: Path,
+    *,
+    decision: str | None = None,
+    action: str | None = None,
+    agent: str | None = None,
+    session: str | None = None,
+    type: str | None = None,  # noqa: A002 - the record's own word
+    last: int | None = None,
+) -> Iterator[Record]:
+    """Yield the records that pass the filters, oldest first; ``last`` keeps the newest N.
+
+    Raises:
+        JournalError: there is no journal, it cannot be read, or a line is no record.
+    """
+
+    def chosen() -> Iterator[Record]:
+        for path, number, line in lines(directory):
+            try:
+                record = decode(line)
+            except RecordError as error:
+                raise JournalError(
+                    f"{path}:{number}: {error.message}", hint="run: safeclaw audit verify"
+                ) from error
+            if matches(
+                record, decision=decision, action=action, agent=agent, session=session, type=type
+            ):
+                yield record
+
+    if last is None:
+        yield from chosen()
+    else:
+        yield from deque(chosen(), maxlen=last)

@@ -1,0 +1,161 @@
+"""What a writer finds when it opens a journal: the head, and a torn tail.
+
+The writer trusts its own directory (finding tampering is ``verify``'s work) but
+never builds on a chain that does not hold: a broken record behind the latest
+checkpoint, or fewer records than it signed for, refuses the journal.  Bytes
+after the last good record that no checkpoint covers are what a crash leaves:
+they are set aside in a file of their own, and the chain records it.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+import msgspec
+
+from safeclaw.daemon.journal import files, note
+from safeclaw.daemon.journal.merkle import Frontier, leaf_hash
+from safeclaw.daemon.journal.record import MAX_LINE, NO_PREV, Record, RecordError, decode
+from safeclaw.errors import JournalError
+
+
+class FrontierFile(msgspec.Struct, frozen=True):
+    """The cache beside the checkpoint: where record ``size`` begins, and the tree there."""
+
+    chain: str
+    size: int
+    segment: int
+    offset: int
+    prev: str
+    nodes: list[str]
+
+
+@dataclass
+class Head:
+    """Where the chain ends, and how it got there."""
+
+    chain: str = ""
+    seq: int = 0  # of the next record
+    prev: str = NO_PREV
+    segment: int = 1
+    offset: int = 0
+    frontier: Frontier = field(default_factory=Frontier)
+    last: Record | None = None
+    torn: bytes = b""
+    torn_reason: str = ""
+    unsigned: int = 0  # records after the latest checkpoint
+
+    def accept(self, line: bytes) -> None:
+        """Take the next line, or raise RecordError with what is wrong with it."""
+        record = decode(line)
+        if self.seq and record.chain != self.chain:
+            raise RecordError("a record of another chain")
+        if record.seq != self.seq or record.prev != self.prev:
+            raise RecordError("it does not follow the record before it")
+        leaf = leaf_hash(line)
+        self.chain = record.chain
+        self.seq += 1
+        self.prev = leaf.hex()
+        self.frontier.append(leaf)
+        self.offset += len(line) + 1
+        self.last = record
+
+
+def _signed(directory: Path) -> note.Checkpoint | None:
+    """Return the latest checkpoint, unverified: the writer's own."""
+    try:
+        text = (directory / files.CHECKPOINT).read_text("utf-8")
+    except FileNotFoundError:
+        return None
+    return note.parse_checkpoint(text.partition("\n\n")[0] + "\n")
+
+
+def _cached(directory: Path, signed: note.Checkpoint | None) -> Head | None:
+    """Return the head at the latest checkpoint, if the cache proves to be of it."""
+    if signed is None:
+        return None
+    try:
+        content = (directory / files.FRONTIER).read_bytes()
+        cache = msgspec.json.decode(content, type=FrontierFile)
+        frontier = Frontier(cache.size, [bytes.fromhex(node) for node in cache.nodes])
+    except (OSError, ValueError, msgspec.MsgspecError):
+        return None
+    if cache.size != signed.size or frontier.root() != signed.root:
+        return None
+    return Head(cache.chain, cache.size, cache.prev, cache.segment, cache.offset, frontier)
+
+
+def find_head(directory: Path, found: list[tuple[int, Path]]) -> Head:
+    """Return the head of the journal whose segments are ``found``.
+
+    Raises:
+        JournalError: the chain is damaged before its latest checkpoint, or cut.
+    """
+    try:
+        signed = _signed(directory)
+        head = _cached(directory, signed) or Head()
+        covered = signed.size if signed else 0
+        head.unsigned = -covered
+        for number, path in found:
+            if number < head.segment:
+                continue
+            if number != head.segment:
+                head.segment, head.offset = number, 0
+            _scan(path, head, covered, is_last=number == found[-1][0])
+    except OSError as error:
+        raise JournalError(f"{directory}: {error.strerror}") from error
+    if head.seq < covered:
+        raise JournalError(
+            f"{directory}: the chain ends after {head.seq} records, its checkpoint covers {covered}",
+            hint="run: safeclaw audit verify",
+        )
+    head.unsigned += head.seq
+    return head
+
+
+def _scan(path: Path, head: Head, covered: int, *, is_last: bool) -> None:
+    with path.open("rb") as stream:
+        if os.fstat(stream.fileno()).st_size < head.offset:
+            raise JournalError(f"{path}: shorter than it was", hint="run: safeclaw audit verify")
+        stream.seek(head.offset)
+        while line := stream.readline(MAX_LINE + 2):
+            problem = ""
+            if not line.endswith(b"\n"):
+                problem = "the last line has no end"
+            else:
+                try:
+                    head.accept(line[:-1])
+                except RecordError as error:
+                    problem = error.message
+            if not problem:
+                continue
+            if head.seq < covered or not is_last:
+                raise JournalError(
+                    f"{path}: record {head.seq}: {problem}", hint="run: safeclaw audit verify"
+                )
+            head.torn = line + stream.read()
+            head.torn_reason = problem
+            return
+
+
+def set_aside(directory: Path, head: Head) -> dict[str, object]:
+    """Move the torn tail into a file of its own; return what the chain is to say of it."""
+    path = directory / f"torn-{head.seq}-{sha256(head.torn).hexdigest()[:12]}"
+    files.replace(path, head.torn, mode=0o600)
+    segment = directory / files.segment_name(head.segment)
+    fd = files.open_segment(segment, create=False)
+    try:
+        files.sync_directory(directory)
+        os.ftruncate(fd, head.offset)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    return {
+        "bytes": len(head.torn),
+        "file": path.name,
+        "reason": head.torn_reason,
+        "sha256": sha256(head.torn).hexdigest(),
+    }

@@ -1,0 +1,270 @@
+"""A policy made ready: a pure function from an attempt to a verdict.
+
+What holds before any rule: protected paths are denied, and a path that is not
+canonical is denied.  Then the first rule that matches decides; none is a deny.
+The runtime preset stands before a final catch-all, else at the end.
+
+Nothing here looks at the world: what the verdict needs to know about it is in
+the :class:`Context`, collected beforehand (``source.context``).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from safeclaw.policies import network, reach
+from safeclaw.policies.buckets import Bucket, Buckets
+from safeclaw.policies.document import Effect, Policy, Rule, Runtime
+from safeclaw.policies.index import lies_in
+from safeclaw.policies.model import (
+    AddressTarget,
+    Attempt,
+    Decision,
+    FileTarget,
+    ProgramTarget,
+    SocketTarget,
+    Verdict,
+    printable,
+)
+from safeclaw.policies.moves import Moves
+
+PROTECTED = "protected"
+DEFAULT_DENY = "default-deny"
+_RENAME = "file.write.rename"
+_LINK = "file.write.link"
+_WRITES = ("file.write.create", "file.write.modify", "file.write.rename")
+_REMEMBERED = 4096
+
+
+class Program(msgspec.Struct, frozen=True):
+    """Where a bare name of the policy is found, and the canonical path it leads to."""
+
+    name: str
+    found: str
+    canonical: str
+
+
+class Context(msgspec.Struct, frozen=True):
+    """What a policy has to know about the session.  All paths are canonical.
+
+    ``protected`` prefixes are out of reach; ``read_only`` ones (the policy files
+    in force) may be read where a rule allows it, but never changed.
+    ``interpreter`` are prefixes that the runtime may read.  ``programs`` says
+    where bare names lead; ``addresses`` what host names resolve to.
+    """
+
+    workspace: str
+    home: str
+    protected: tuple[str, ...] = ()
+    read_only: tuple[str, ...] = ()
+    interpreter: tuple[str, ...] = ()
+    programs: tuple[Program, ...] = ()
+    addresses: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+
+class CompiledPolicy:
+    """A policy for one context.  Immutable in effect; may be shared by threads."""
+
+    def __init__(self, policy: Policy, context: Context, runtime: tuple[Rule, ...]) -> None:
+        self.policy = policy
+        self.context = context
+        self.rules = _with_runtime(policy, context, runtime)
+        self._verdicts = tuple(_verdict(rule) for rule in self.rules)
+        self._buckets = Buckets(self.rules, context.workspace, context.home, context.addresses)
+        self._aliases: dict[str, tuple[str, ...]] = {}
+        for program in context.programs:
+            known = self._aliases.get(program.canonical, ())
+            self._aliases[program.canonical] = (*known, program.name)
+        self._moves = Moves(
+            self.rules,
+            (*context.protected, *context.read_only),
+            workspace=context.workspace,
+            home=context.home,
+        )
+        self._writable: dict[str, bool] = {}
+
+    def evaluate(self, attempt: Attempt) -> Verdict:
+        """Return what is to happen with ``attempt``."""
+        return self._judge(attempt)[0]
+
+    def decisive_rule(self, attempt: Attempt) -> Rule | None:
+        """Return the rule that decides on ``attempt``; None when no rule does."""
+        at = self._judge(attempt)[1]
+        return None if at is None else self.rules[at]
+
+    def depends_on_state(self, attempt: Attempt) -> bool:
+        """Return whether more than the policy and the attempt decides (``ask``)."""
+        rule = self.decisive_rule(attempt)
+        return rule is not None and rule.effect is Effect.ASK
+
+    def writable(self, path: str) -> bool:
+        """Return whether the rules let the agent put a file of its own at ``path``."""
+        known = self._writable.get(path)
+        if known is None:
+            target = FileTarget(path)
+            known = any(
+                self.evaluate(Attempt(action, target)).decision is Decision.ALLOW
+                for action in _WRITES
+            )
+            if len(self._writable) < _REMEMBERED:
+                self._writable[path] = known
+        return known
+
+    def view(self) -> tuple[str, ...]:
+        """Return the path prefixes that anything allowed can lie in.
+
+        What is outside them need not exist for the agent.
+        """
+        return reach.view(self.rules, self.context.workspace, self.context.home, self._found())
+
+    def executable_roots(self) -> tuple[str, ...]:
+        """Return the path prefixes that programs may be run from."""
+        roots = reach.executable_roots(
+            self.rules, self.context.workspace, self.context.home, self._found()
+        )
+        return reach.outermost((*roots, *self.context.interpreter)) if roots else roots
+
+    def names_network(self) -> bool:
+        """Return whether some rule could allow a connection to another host."""
+        return reach.names_network(self.rules)
+
+    def _found(self) -> tuple[str, ...]:
+        programs = self.context.programs
+        return tuple(path for item in programs for path in (item.found, item.canonical))
+
+    def _judge(self, attempt: Attempt) -> tuple[Verdict, int | None]:
+        target = attempt.target
+        match target:
+            case FileTarget(path, None):
+                return self._judge_path(attempt.action, path)
+            case FileTarget(path, str(to)):
+                return self._judge_move(attempt.action, path, to)
+            case SocketTarget(path):
+                refused = self._refuse_path("file.write", path)
+                if refused is not None:
+                    return refused, None
+                return self._conclude(self._bucket(attempt.action).socket(path))
+            case ProgramTarget():
+                return self._judge_program(attempt.action, target)
+            case AddressTarget():
+                return self._judge_address(attempt.action, target)
+            case _:
+                return self._conclude(self._bucket(attempt.action).always)
+
+    def _bucket(self, action: str) -> Bucket:
+        return self._buckets.of(action)
+
+    def _conclude(self, at: int | None) -> tuple[Verdict, int | None]:
+        if at is None:
+            return Verdict(Decision.DENY, DEFAULT_DENY, "no rule allows this"), None
+        return self._verdicts[at], at
+
+    def _refuse_path(self, action: str, path: str) -> Verdict | None:
+        if not path.startswith("/") or "/../" in path or path.endswith("/.."):
+            return Verdict(Decision.DENY, PROTECTED, "the path is not canonical")
+        inside = lies_in(path, self.context.protected)
+        if inside is not None:
+            return Verdict(Decision.DENY, PROTECTED, "out of every policy's reach")
+        if action != "file.read":
+            inside = lies_in(path, self.context.read_only)
+            if inside is not None:
+                return Verdict(Decision.DENY, PROTECTED, "in force, hence not to be changed")
+        return None
+
+    def _judge_path(self, action: str, path: str) -> tuple[Verdict, int | None]:
+        refused = self._refuse_path(action, path)
+        if refused is not None:
+            return refused, None
+        return self._conclude(self._bucket(action).path(path))
+
+    def _judge_move(self, action: str, path: str, to: str) -> tuple[Verdict, int | None]:
+        """Judge a rename or a link: both ends, and what would be carried past a rule.
+
+        SAFETY: content that may not be read must not gain a name under which it
+        may be, so the source is judged for reading too; and moving a directory
+        must not move what lies in it out of a rule that denies by place.
+        """
+        ends = [(action, path), (action, to)]
+        if action in (_RENAME, _LINK):
+            ends.append(("file.read", path))
+        answer = self._judge_path(action, path)
+        for one, where in ends:
+            found = self._judge_path(one, where)
+            if found[0].decision is not Decision.ALLOW:
+                return found
+        obstacle = self._moves.obstacle(path, to) if action == _RENAME else None
+        if obstacle is not None:
+            place, at = obstacle
+            rule = PROTECTED if at is None else self.rules[at].id
+            reason = f"the move would carry what lies at {printable(place)} past this rule"
+            return Verdict(Decision.DENY, rule, reason), at
+        return answer
+
+    def _judge_program(self, action: str, target: ProgramTarget) -> tuple[Verdict, int | None]:
+        for path in (target.program, *target.interpreters):
+            refused = self._refuse_path("file.read", path)
+            if refused is not None:
+                return refused, None
+        bucket = self._bucket(action)
+        arguments = (target.program, *target.argv[1:])
+        for path in reversed(target.interpreters):
+            at = self._program(bucket, ProgramTarget(path, (path, *arguments)))
+            if at is not None and self._names_program(self.rules[at]):
+                return self._verdicts[at], at
+        return self._conclude(self._program(bucket, target))
+
+    def _names_program(self, rule: Rule) -> bool:
+        return rule.effect is not Effect.ALLOW and bool(rule.commands) and "*" not in rule.commands
+
+    def _program(self, bucket: Bucket, target: ProgramTarget) -> int | None:
+        aliases = self._aliases.get(target.program, ())
+        return bucket.program(target, aliases, self.writable)
+
+    def _judge_address(self, action: str, target: AddressTarget) -> tuple[Verdict, int | None]:
+        address = network.address(target.address)
+        if address is None:
+            return Verdict(Decision.DENY, PROTECTED, "not an internet address"), None
+        return self._conclude(
+            self._bucket(action).address(target.protocol, address, target.port)
+        )
+
+
+def compile_policy(policy: Policy, context: Context) -> CompiledPolicy:
+    """Return ``policy`` ready for evaluation in ``context``."""
+    # Imported late: the preset is itself a policy, read by the loader.
+    from safeclaw.policies.source import runtime_rules
+
+    runtime = runtime_rules() if policy.runtime is Runtime.DEFAULT else ()
+    return CompiledPolicy(policy, context, runtime)
+
+
+def _with_runtime(policy: Policy, context: Context, runtime: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    if runtime and context.interpreter:
+        paths = tuple(f"{_escape(path)}/**" for path in context.interpreter)
+        library = Rule(
+            id="runtime:interpreter", line=0, actions=("file.read",), effect=Effect.ALLOW,
+            paths=paths, reason="the interpreter's own library",
+        )  # fmt: skip
+        runtime = (*runtime, library)
+    own = policy.rules
+    if own and own[-1].catch_all:
+        return (*own[:-1], *runtime, own[-1])
+    return (*own, *runtime)
+
+
+def _escape(path: str) -> str:
+    return "".join(f"\\{char}" if char in "\\*?[]{}" else char for char in path).rstrip("/")
+
+
+def _verdict(rule: Rule) -> Verdict:
+    where = f" on line {rule.line}" if rule.line else ""
+    match rule.effect:
+        case Effect.ALLOW:
+            return Verdict(Decision.ALLOW, rule.id, rule.reason or f"allowed by the rule{where}")
+        case Effect.DENY:
+            return Verdict(Decision.DENY, rule.id, rule.reason or f"denied by the rule{where}")
+        case Effect.ASK:
+            said = f"{rule.reason}: " if rule.reason else ""
+            return Verdict(
+                Decision.DENY, rule.id, f"{said}needs approval, and nobody is there to approve"
+            )
