@@ -10,46 +10,41 @@ When a write fails the broker stays up, allows nothing, and can still say why.
 
 from __future__ import annotations
 
-import collections
+import contextlib
 import fcntl
 import os
 import selectors
 import signal
 import socket
-import stat
 import threading
 import time
 from pathlib import Path
 
 from safeclaw.daemon import protocol
+from safeclaw.daemon.client import LOCK_NAME, SOCKET_NAME
 from safeclaw.daemon.channel import Channel, peer_credentials, socket_at
 from safeclaw.daemon.journal.journal import Journal
-from safeclaw.daemon.journal.record import Entry, PolicyRef, RecordType
+from safeclaw.daemon.journal.record import Entry
 from safeclaw.daemon.sessions import Session
 from safeclaw.errors import BrokerError, JournalError, JournalFaultError, SafeclawError
 
-SOCKET_NAME = "broker.sock"
-LOCK_NAME = "start.lock"
+
 #: How many messages of one session are taken before the others get their turn.
 _TURN = 512
 #: While another process holds the start lock, an idle broker looks again after this long.
 _IDLE_RETRY = 0.1
-_TICK = 1.0
 
 
 class Broker:
     """Serves one state directory until the last session has ended (or until SIGTERM)."""
 
-    def __init__(self, state: Path, *, stay: bool = False) -> None:
-        """Listen; raises BrokerError when that is not possible.
-
-        The caller holds the start lock.  ``stay`` keeps the broker up without sessions.
-        """
+    def __init__(self, state: Path, listener: socket.socket, *, stay: bool = False) -> None:
+        """Take over a listener; ``stay`` keeps the broker up without sessions."""
         self._state = state
         self._stay = stay
         self._directory = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._selector = selectors.EpollSelector()
-        self._listener = self._listen()
+        self._listener = listener
         self._sessions: dict[int, Session] = {}
         self._journal: Journal | None = None
         self._fault: SafeclawError | None = None
@@ -63,29 +58,7 @@ class Broker:
         self._durable = 0
         self._commit_fault: JournalError | None = None
         self._closing = False
-        self._next_tick: float | None = None
-
-    def _listen(self) -> socket.socket:
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-        address = socket_at(self._directory, SOCKET_NAME)
-        try:
-            try:
-                if not stat.S_ISSOCK(os.lstat(address).st_mode):
-                    raise BrokerError(
-                        f"{self._state / SOCKET_NAME} is not a socket", hint="move it away"
-                    )
-                os.unlink(address)  # left by a broker that was killed
-            except FileNotFoundError:
-                pass
-            listener.bind(address)
-            os.chmod(address, 0o600)
-            listener.listen(64)
-        except OSError as problem:
-            listener.close()
-            raise BrokerError(
-                f"cannot listen on {self._state / SOCKET_NAME}: {problem.strerror}"
-            ) from problem
-        return listener
+        self._served = False
 
     # ---- the loop
 
@@ -97,40 +70,51 @@ class Broker:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             self._journal = Journal.open(self._state / "journal")
-        except SafeclawError as problem:
+            self._appended = self._durable = self._journal.durable
+        except JournalError as problem:
             self._fault = problem
         except OSError as problem:
-            self._fault = JournalError(
-                f"the journal in {self._state / 'journal'} cannot be opened: {problem.strerror}"
-            )
+            self._fault = JournalError(f"{problem.filename or self._state}: {problem.strerror}")
         committer = threading.Thread(target=self._commit, name="commit", daemon=True)
         committer.start()
-        served = False
         while True:
-            for key, events in self._selector.select(self._timeout(served)):
+            for key, events in self._selector.select(self._timeout()):
                 if key.fileobj is self._listener:
                     self._accept()
-                    served = True
                 elif key.fd == self._woken:
-                    os.read(self._woken, 4096)
-                else:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(self._woken, 4096)
+                elif key.fd in self._sessions:
                     self._serve(self._sessions[key.fd], events)
             self._acknowledge()
             self._tick()
             if self._stopping:
+                # No session_end: the supervisors may go on with the next broker.
                 for session in list(self._sessions.values()):
-                    self._refuse(session, "the broker is being stopped")
+                    self._post(session, protocol.Refused("the broker is being stopped"))
                 self._finish(committer)
                 return
-            if served and not self._stay and not self._sessions and self._retire(committer):
+            if self._live() or self._stay:
+                self._release()
+            elif self._served and self._retire(committer):
                 return
 
-    def _timeout(self, served: bool) -> float | None:
-        if served and not self._stay and not self._sessions:
+    def _live(self) -> bool:
+        """Whether a session goes on."""
+        return any(not session.concluded for session in self._sessions.values())
+
+    def _release(self) -> None:
+        """Let go of the sessions that have ended."""
+        for session in list(self._sessions.values()):
+            if session.concluded and not session.channel.posted:
+                self._drop(session)
+
+    def _timeout(self) -> float | None:
+        if self._served and not self._stay and not self._live():
             return _IDLE_RETRY
-        if self._next_tick is not None:
-            return max(0.0, self._next_tick - time.monotonic())
-        return None
+        if self._journal is None or self._fault is not None:
+            return None
+        return max(0.0, (self._journal.next_tick_ns() - time.monotonic_ns()) / 1e9)
 
     def _stop(self, *_: object) -> None:
         self._stopping = True
@@ -147,6 +131,7 @@ class Broker:
             if uid != os.geteuid():
                 sock.close()
                 continue
+            self._served = True
             sock.setblocking(True)
             channel = Channel(sock, message_max=protocol.MESSAGE_MAX)
             session = Session(channel, pid=pid, uid=uid)
@@ -169,11 +154,12 @@ class Broker:
                     return
                 self._take(session, data)
                 if channel.fileno() < 0:
-                    return
+                    return  # it was refused
         except JournalFaultError as problem:
             self._fail(problem)
-        except BrokerError as problem:
+        except (BrokerError, JournalError) as problem:
             self._refuse(session, problem.message)
+            return
         except OSError:
             self._gone(session)
         self._note_appended(session)
@@ -186,7 +172,7 @@ class Broker:
             if split is not None:
                 number, pid, latency, tail = split
                 if self._fault is None and self._in_order(session, number):
-                    self._append(session.decision(number, pid, latency, tail))
+                    self._append(session.decision(number, pid, latency, data, tail))
                 return
         message = protocol.decode_to_broker(data)
         if isinstance(message, protocol.Hello):
@@ -233,16 +219,7 @@ class Broker:
         if hello.resume is not None:
             session.resume(hello.resume, self._state / "journal")
         else:
-            self._append(
-                Entry(
-                    type=RecordType.POLICY_LOAD,
-                    session=session.id,
-                    agent=session.agent,
-                    uid=session.uid,
-                    policy=PolicyRef(policy.name, policy.sha256, policy.version),
-                    detail={"rules": len(policy.rules)},
-                )
-            )
+            self._append(session.policy_load(len(policy.rules)))
         assert session.id is not None
         lease = protocol.Lease(
             session.id, policy, (str(self._state),), self._journal.chain_id, os.getpid()
@@ -271,13 +248,20 @@ class Broker:
 
     def _gone(self, session: Session) -> None:
         """The supervisor has closed its end, or was killed."""
-        if session.id is not None and not session.ended and self._fault is None:
+        if session.concluded or session.id is None:
+            self._drop(session)
+            return
+        if not session.ended and self._fault is None:
+            session.ended = True
             try:
                 self._append(session.end("the supervisor has gone", None))
-            except JournalFaultError as problem:
+            except JournalError as problem:
                 self._fail(problem)
+        # Not read any more, but kept: it closes when all is on disk.
+        self._selector.unregister(session.channel.sock)
+        session.deaf = True
+        session.ending = True
         self._note_appended(session)
-        self._drop(session)
 
     # ---- the journal
 
@@ -290,6 +274,9 @@ class Broker:
         if session.number > session.marked or session.ending or session.flush:
             session.marked = session.number
             session.marks.append((self._appended, session.number))
+        self._commit_soon()
+
+    def _commit_soon(self) -> None:
         with self._work:
             if self._durable < self._appended:
                 self._work.notify()
@@ -313,10 +300,8 @@ class Broker:
                 return
             with self._work:
                 self._durable = durable
-            try:
+            with contextlib.suppress(BlockingIOError):  # full: the loop is awake anyway
                 os.write(self._wake, b"c")
-            except BlockingIOError:
-                pass  # the loop is awake anyway
 
     def _acknowledge(self) -> None:
         """Tell the sessions how far their records are on disk."""
@@ -327,7 +312,7 @@ class Broker:
             self._fail(problem)
         for session in list(self._sessions.values()):
             number = session.durable
-            marks: collections.deque[tuple[int, int]] = session.marks
+            marks = session.marks
             while marks and marks[0][0] <= durable:
                 number = marks.popleft()[1]
             if session.ending and (self._fault is not None or not marks):
@@ -336,24 +321,21 @@ class Broker:
             session.durable = number
             if session.wants_acknowledgement():
                 session.acknowledged = number
-                if not marks:
-                    session.flush = False
                 self._post(session, protocol.Ack(number))
+            if not marks:
+                session.flush = False
 
     def _conclude(self, session: Session, number: int) -> None:
-        """Confirm the end of a session, once it is on disk."""
+        """Confirm the end of a session, once it is on disk.
+
+        The channel of the last one closes only with the broker: whoever waits
+        for that finds the journal closed.
+        """
         if self._fault is None:
             self._post(session, protocol.Ack(number))
             self._post(session, protocol.Ended())
         session.ending = False
         session.concluded = True
-        if not session.channel.posted:
-            self._leave(session)
-
-    def _leave(self, session: Session) -> None:
-        """Let go of an ended session; of the last one only once the journal is closed."""
-        if len(self._sessions) > 1 or self._stay:
-            self._drop(session)
 
     def _fail(self, problem: JournalError) -> None:
         """Allow nothing any more; tell every session why."""
@@ -364,22 +346,18 @@ class Broker:
             self._post(session, protocol.Fault(problem.message))
 
     def _tick(self) -> None:
-        """Let the journal write its checkpoint while it is dirty, each second."""
-        if self._journal is None or self._fault is not None:
-            self._next_tick = None
+        """Let the journal write the checkpoints and heartbeats that are due."""
+        journal = self._journal
+        if journal is None or self._fault is not None:
             return
-        now = time.monotonic()
-        if self._next_tick is None:
-            if self._durable < self._appended:
-                self._next_tick = now + _TICK
-            return
-        if now < self._next_tick:
+        if time.monotonic_ns() < journal.next_tick_ns():
             return
         try:
-            self._journal.tick()
+            if journal.tick():
+                self._appended = journal.head[0]
+                self._commit_soon()
         except JournalError as problem:
             self._fail(problem)
-        self._next_tick = now + _TICK if self._durable < self._appended else None
 
     # ---- sockets
 
@@ -391,6 +369,8 @@ class Broker:
             pass  # its end of file is on the way
 
     def _watch(self, session: Session) -> None:
+        if session.deaf:
+            return
         events = selectors.EVENT_READ
         if session.channel.posted:
             events |= selectors.EVENT_WRITE
@@ -406,7 +386,8 @@ class Broker:
         if session.id is not None and not session.ended and self._fault is None:
             try:
                 self._append(session.end(f"ended by the broker: {reason}", None))
-            except JournalFaultError as problem:
+                self._commit_soon()
+            except JournalError as problem:
                 self._fail(problem)
         self._post(session, protocol.Refused(reason))
         self._drop(session)
@@ -416,7 +397,8 @@ class Broker:
         if number < 0:
             return
         del self._sessions[number]
-        self._selector.unregister(session.channel.sock)
+        if not session.deaf:
+            self._selector.unregister(session.channel.sock)
         session.channel.close()
 
     # ---- the end
@@ -430,7 +412,7 @@ class Broker:
             except BlockingIOError:
                 return False
             self._accept()
-            if self._sessions:
+            if self._live():
                 return False
             # Still under the lock: whoever starts the next broker finds the journal free.
             self._finish(committer)
@@ -439,17 +421,13 @@ class Broker:
             os.close(lock)
 
     def _finish(self, committer: threading.Thread) -> None:
-        try:
+        with contextlib.suppress(OSError):  # the lock and the journal decide, not the name
             os.unlink(socket_at(self._directory, SOCKET_NAME))
-        except OSError:
-            pass  # somebody was quicker; the lock and the journal decide, not the name
         self._listener.close()
         with self._work:
             self._closing = True
             self._work.notify()
         committer.join()
         if self._journal is not None:
-            try:
+            with contextlib.suppress(JournalError):  # nobody is left to be told
                 self._journal.close()
-            except SafeclawError as problem:
-                self._fault = self._fault or problem

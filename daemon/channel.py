@@ -9,9 +9,12 @@ threads, each by one at a time.
 from __future__ import annotations
 
 import collections
+import contextlib
+import errno
 import os
 import select
 import socket
+import stat
 import struct
 import time
 
@@ -166,7 +169,39 @@ class Channel:
 def socket_at(directory: int, name: str) -> str:
     """Return an address for a socket in an open directory, however long its path is."""
     # sun_path holds 108 bytes (unix(7)); a path through the descriptor always fits.
-    return os.fsencode(f"/proc/self/fd/{directory}/{name}").decode()
+    return f"/proc/self/fd/{directory}/{name}"
+
+
+def listen(directory: int, name: str) -> socket.socket:
+    """Return a non-blocking listener in an open directory, mode 0600; OSError.
+
+    Replaces a socket that nobody listens on: the caller knows, it holds the start lock.
+    """
+    address = socket_at(directory, name)
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(os.lstat(address).st_mode):
+            raise OSError(errno.EEXIST, f"{name} is there, and is not a socket")
+        os.unlink(address)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+    try:
+        listener.bind(address)
+        os.chmod(address, 0o600)
+        listener.listen(64)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def connect(directory: int, name: str) -> socket.socket:
+    """Return a socket connected to a listener in an open directory; OSError."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        sock.connect(socket_at(directory, name))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def _wait(sock: socket.socket, event: int, seconds: float) -> bool:

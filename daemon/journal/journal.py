@@ -230,15 +230,17 @@ class Journal:
                 self._checkpoint()
             elif self._dirty and now - self._checkpoint_ns >= CHECKPOINT_NS:
                 self._checkpoint()
-            return self._head.seq - 1 > self._durable
+            return self._head.seq - 1 > self._durable or self._mark is not None
 
     @property
     def dirty(self) -> bool:
-        """Whether there are records that no checkpoint covers yet."""
-        return self._dirty
+        """Whether there are records that no published checkpoint covers yet."""
+        return self._dirty or self._mark is not None
 
     def next_tick_ns(self) -> int:
         """Return when :meth:`tick` has work next, on the monotonic clock."""
+        if self._mark is not None:
+            return self._published_ns + CHECKPOINT_NS // 2
         if self._dirty:
             return self._checkpoint_ns + CHECKPOINT_NS
         return self._append_ns + HEARTBEAT_NS

@@ -109,7 +109,8 @@ def find_head(directory: Path, found: list[tuple[int, Path]]) -> Head:
         raise JournalError(f"{directory}: {error.strerror}") from error
     if head.seq < covered:
         raise JournalError(
-            f"{directory}: the chain ends after {head.seq} records, its checkpoint covers {covered}",
+            f"{directory}: the chain ends after {head.seq} records, "
+            f"its checkpoint covers {covered}",
             hint="run: safeclaw audit verify",
         )
     head.unsigned += head.seq

@@ -22,8 +22,10 @@ The rules, in the order in which a record meets them:
 from __future__ import annotations
 
 import base64
+import contextlib
 import enum
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -159,6 +161,8 @@ class _Walk:
         self.boot = ""
         self.boottime = 0
         self.offset = 0
+        self.second = ""
+        self.second_us = 0
 
     def stop(
         self,
@@ -277,12 +281,17 @@ class _Walk:
             raise self.stop("the segment does not continue the one before", seq=record.seq)
 
     def _clock(self, record: Record) -> None:
-        try:
-            wall = datetime.strptime(record.ts, "%Y-%m-%dT%H:%M:%S.%fZ")
-        except ValueError as error:
-            raise self.stop("ts is not a time", seq=record.seq) from error
-        stamp = (wall - _EPOCH) // _MICROSECOND
-        offset = stamp - record.boottime_us
+        second, micro = record.ts[:19], record.ts[19:]
+        if second != self.second:
+            try:
+                wall = datetime.strptime(second, "%Y-%m-%dT%H:%M:%S")
+            except ValueError as error:
+                raise self.stop("ts is not a time", seq=record.seq) from error
+            self.second = second
+            self.second_us = (wall - _EPOCH) // _MICROSECOND
+        if not _MICRO(micro):
+            raise self.stop("ts is not a time", seq=record.seq)
+        offset = self.second_us + int(micro[1:7]) - record.boottime_us
         if record.boot_id == self.boot and record.type is not RecordType.CLOCK_STEP:
             elapsed = record.boottime_us - self.boottime
             if elapsed < 0:
@@ -293,6 +302,7 @@ class _Walk:
 
 
 _EPOCH = datetime(1970, 1, 1)
+_MICRO = re.compile(r"\.[0-9]{6}Z").fullmatch
 _MICROSECOND = datetime.resolution
 
 
@@ -308,10 +318,8 @@ def verify(
     count only if they were kept where the journal's owner could not change them.
     """
     walk = _Walk(public_key)
-    try:
+    with contextlib.suppress(_Stop):
         _walk(walk, directory, checkpoints)
-    except _Stop:
-        pass
     return walk.report
 
 

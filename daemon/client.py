@@ -1,0 +1,227 @@
+"""The supervisor's way to a broker: find one, or start one, and open a session.
+
+The state directory is the user's own, mode 0700.  Whoever wants a broker takes
+``start.lock`` in it, tries the socket, and forks a broker if nobody listens;
+the broker takes the same lock before it goes.  So there is never a moment with
+two brokers, nor one in which a session is promised to a broker that is leaving.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+import stat
+from pathlib import Path
+from typing import NoReturn
+
+from safeclaw.daemon import protocol
+from safeclaw.daemon.channel import Channel, connect, listen, peer_credentials
+from safeclaw.errors import BrokerError
+
+SYSTEM_DIRECTORY = "/run/safeclaw"
+SOCKET_NAME = "broker.sock"
+LOCK_NAME = "start.lock"
+#: How long to wait for a broker that has accepted a session.
+ANSWER = 10.0
+
+
+def state_directory(environment: dict[str, str]) -> Path:
+    """Return where the user's broker keeps its state (XDG Base Directory Specification)."""
+    base = environment.get("XDG_STATE_HOME", "")
+    if not base.startswith("/"):  # relative ones are to be ignored
+        home = environment.get("HOME") or os.path.expanduser("~")
+        base = os.path.join(home, ".local", "state")
+    return Path(base) / "safeclaw"
+
+
+def prepare(state: Path) -> None:
+    """Make the state directory, or check that it is the user's own; raises BrokerError."""
+    try:
+        os.makedirs(state, mode=0o700, exist_ok=True)
+        found = os.stat(state)
+    except OSError as problem:
+        raise BrokerError(
+            f"the state directory {state} cannot be used: {problem.strerror}",
+            hint="set XDG_STATE_HOME to a directory you may write to",
+        ) from problem
+    if found.st_uid != os.geteuid():
+        raise BrokerError(
+            f"the state directory {state} belongs to another user",
+            hint="set XDG_STATE_HOME to a directory of your own",
+        )
+    if stat.S_IMODE(found.st_mode) & 0o077:
+        raise BrokerError(
+            f"the state directory {state} is open to other users", hint=f"chmod 700 {state}"
+        )
+
+
+class Client:
+    """A channel to a broker.  Close it, or give it to a gate that outlives it."""
+
+    def __init__(self, sock: socket.socket, state: Path) -> None:
+        self.channel = Channel(sock, message_max=protocol.MESSAGE_MAX)
+        self.state = state
+        self.broker_pid = peer_credentials(sock)[0]
+
+    @classmethod
+    def connect(cls, state: Path) -> Client:
+        """Connect to the broker of a state directory; start one if there is none.
+
+        Forks, so no thread may run yet that holds a lock.  Raises BrokerError.
+        """
+        prepare(state)
+        with contextlib.ExitStack() as stack:
+            try:
+                directory = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                stack.callback(os.close, directory)
+                lock = os.open(
+                    LOCK_NAME,
+                    os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW,
+                    0o600,
+                    dir_fd=directory,
+                )
+                stack.callback(os.close, lock)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                try:
+                    sock = connect(directory, SOCKET_NAME)
+                except (FileNotFoundError, ConnectionRefusedError):
+                    _start(state, directory, lock)
+                    sock = connect(directory, SOCKET_NAME)
+            except OSError as problem:
+                raise BrokerError(
+                    f"no broker can be had in {state}: {problem.strerror}",
+                    hint="set XDG_STATE_HOME to a directory you may write to",
+                ) from problem
+        if peer_credentials(sock)[1] != os.geteuid():
+            sock.close()
+            raise BrokerError(f"the broker in {state} is another user's")
+        return cls(sock, state)
+
+    def hello(self, hello: protocol.Hello) -> None:
+        """Ask for a session; :meth:`lease` waits for the answer."""
+        try:
+            self.channel.send(protocol.encode(hello), ANSWER)
+        except OSError as problem:
+            raise self._silent() from problem
+
+    def lease(self) -> protocol.Lease:
+        """Return the lease.  Raises BrokerError with what the broker says against it."""
+        try:
+            data = self.channel.receive(ANSWER)
+        except OSError as problem:
+            raise self._silent() from problem
+        if data is None:
+            raise BrokerError("the broker has gone", hint="start again")
+        match protocol.decode_to_supervisor(data):
+            case protocol.Lease() as lease:
+                return lease
+            case protocol.Refused(message, hint):
+                raise BrokerError(message, hint=hint)
+            case _:
+                raise BrokerError("the broker answers something else")
+
+    def _silent(self) -> BrokerError:
+        pid = self.broker_pid
+        return BrokerError(
+            f"the broker (pid {pid}) does not answer",
+            hint=f"if it is stopped, kill -CONT {pid}; if it hangs, kill -KILL {pid}",
+        )
+
+    def finish(self) -> None:
+        """Say that nothing more comes, and wait until the broker has let go."""
+        with contextlib.suppress(OSError, BrokerError):
+            self.channel.sock.shutdown(socket.SHUT_WR)
+            while self.channel.receive(ANSWER) is not None:
+                pass
+        self.channel.close()
+
+
+def recover(
+    state: Path,
+    hello: protocol.Hello,
+    tail: list[bytes],
+    *,
+    reason: str,
+    status: int | None,
+) -> None:
+    """Write what a lost broker may not have written, and the session's end.
+
+    ``hello`` names the session in ``resume``.  Raises BrokerError.
+    """
+    client = Client.connect(state)
+    try:
+        client.hello(hello)
+        client.lease()
+        for packet in tail:
+            client.channel.send(packet, ANSWER)
+        client.channel.send(protocol.encode(protocol.End(reason, status)), ANSWER)
+        while True:
+            data = client.channel.receive(ANSWER)
+            if data is None:
+                raise BrokerError("the broker has gone again")
+            match protocol.decode_to_supervisor(data):
+                case protocol.Ended():
+                    return
+                case protocol.Fault(message) | protocol.Refused(message):
+                    raise BrokerError(message)
+                case _:
+                    pass
+    except OSError as problem:
+        raise BrokerError(f"the broker does not answer: {problem}") from problem
+    finally:
+        client.finish()
+
+
+def _start(state: Path, directory: int, lock: int) -> None:
+    """Fork a broker and wait until it listens; the caller holds the start lock."""
+    said_read, said_write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(said_read)
+        _embedded(state, directory, lock, said_write)
+    os.close(said_write)
+    with open(said_read, "rb") as said:
+        answer = said.read()
+    if answer != b"+":
+        os.waitpid(pid, 0)
+        text = answer.decode("utf-8", "replace") or "it died"
+        raise BrokerError(
+            f"no broker can be started in {state}: {text}",
+            hint="set XDG_STATE_HOME to a directory you may write to",
+        )
+
+
+def _embedded(state: Path, directory: int, lock: int, said: int) -> NoReturn:
+    """Be the broker: a session of its own, nothing inherited, until the last supervisor ends."""
+    status = 1
+    try:
+        # The lock stays with the parent: closing a copy of a descriptor does not release it.
+        os.close(lock)
+        os.setsid()
+        os.umask(0o077)
+        os.chdir("/")
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        null = os.open("/dev/null", os.O_RDWR)
+        for number in (0, 1, 2):
+            os.dup2(null, number)
+        listener = listen(directory, SOCKET_NAME)
+        keep = sorted((said, listener.fileno()))
+        os.closerange(3, keep[0])
+        os.closerange(keep[0] + 1, keep[1])
+        os.closerange(keep[1] + 1, os.sysconf("SC_OPEN_MAX"))
+        os.write(said, b"+")
+        os.close(said)
+        # Imported here, while the parent does its own imports.
+        from safeclaw.daemon.broker import Broker
+
+        Broker(state, listener).run()
+        status = 0
+    except OSError as problem:
+        with contextlib.suppress(OSError):
+            os.write(said, (problem.strerror or str(problem)).encode())
+    finally:
+        os._exit(status)

@@ -1,0 +1,58 @@
+"""Records as one line of text for a person; everything unprintable is escaped."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from safeclaw.daemon.journal.record import Record
+
+
+def safe(text: str) -> str:
+    r"""Return ``text`` with what could move a cursor or reorder a line as escapes.
+
+    Recorded text is printable already; a chain that someone else wrote need not be.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
+
+
+def target_text(target: dict[str, object]) -> str:
+    """Return a record's target as :func:`safeclaw.policies.model.describe` shows it."""
+    match target:
+        case {"path": path, "to": to}:
+            return f"{path} -> {to}"
+        case {"path": path}:
+            return str(path)
+        case {"program": program, "argv": list() as argv}:
+            words = cast("list[object]", argv)[1:]
+            return " ".join([str(program), *(str(word) for word in words)])
+        case {"protocol": protocol, "address": address, "port": port}:
+            literal = f"[{address}]" if ":" in str(address) else address
+            return f"{protocol}:{literal}:{port}"
+        case {"socket": path}:
+            return str(path)
+        case {"what": what}:
+            return str(what)
+        case _:
+            return " ".join(f"{key}={value}" for key, value in target.items())
+
+
+def summary(record: Record) -> str:
+    """Return what a record says, in one line."""
+    words: list[str] = [record.decision or record.type]
+    if record.action is not None:
+        words.append(record.action)
+    if record.target is not None:
+        words.append(target_text(record.target))
+    if record.decision is None and record.detail is not None and record.type != "checkpoint":
+        words += [f"{key}={value}" for key, value in record.detail.items()]
+    if record.type == "checkpoint" and record.detail is not None:
+        words.append(f"of {record.detail.get('size')} records")
+    if record.rule is not None:
+        words.append(f"[{record.rule}]")
+    if record.reason is not None:
+        words.append(record.reason)
+    return safe(" ".join(words))

@@ -1,0 +1,163 @@
+"""Real runs of the installed command, as root and as an ordinary user.
+
+``person`` runs commands as one of the two; each test gets a workspace and a
+state directory of that person's own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ORDINARY = "safeclaw-test"
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Person:
+    """Somebody who runs safeclaw in a workspace of their own."""
+
+    def __init__(self, name: str, base: Path, program: list[str], environment: dict[str, str]):
+        self.name = name
+        self.base = base
+        self.workspace = base / "workspace"
+        self.state = base / "state"
+        self._program = program
+        self._environment = environment
+        self.workspace.mkdir()
+        self.state.mkdir()
+        self.own()
+
+    def own(self) -> None:
+        """Give everything below the base directory to this person."""
+        if os.geteuid() == 0:
+            entry = pwd.getpwnam(self.name)
+            for path in (self.base, *self.base.rglob("*")):
+                os.chown(path, entry.pw_uid, entry.pw_gid, follow_symlinks=False)
+
+    def write(self, name: str, text: str, mode: int = 0o644) -> Path:
+        """Write a file into the workspace."""
+        path = self.workspace / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(mode)
+        self.own()
+        return path
+
+    def popen(
+        self, *arguments: str, program: list[str] | None = None, **more: str
+    ) -> subprocess.Popen[str]:
+        """Start ``safeclaw ARGUMENTS…`` (or another program) in the workspace."""
+        command = [*(program or self._program), *arguments]
+        environment = {
+            "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+            "HOME": pwd.getpwnam(self.name).pw_dir,
+            "LANG": "C.UTF-8",
+            "XDG_STATE_HOME": str(self.state),
+            **self._environment,
+            **more,
+        }
+        entry = pwd.getpwnam(self.name)
+        own = os.geteuid() == entry.pw_uid
+        return subprocess.Popen(
+            command,
+            cwd=self.workspace,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            user=None if own else entry.pw_uid,
+            group=None if own else entry.pw_gid,
+            extra_groups=None if own else [],
+        )
+
+    def safeclaw(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+        """Run ``safeclaw ARGUMENTS…`` and return what it did."""
+        with self.popen(*arguments, **more) as process:
+            try:
+                out, err = process.communicate(timeout=120)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+    def records(self, *filters: str) -> list[dict[str, object]]:
+        """Return the records of the chain, as ``audit show --json`` prints them."""
+        shown = self.safeclaw("audit", "show", "--json", *filters)
+        assert shown.returncode == 0, shown.stderr
+        return [json.loads(line) for line in shown.stdout.splitlines()]
+
+
+def _reachable(name: str) -> bool:
+    entry = pwd.getpwnam(name)
+    probe = subprocess.run(
+        [sys.executable, "-c", "import safeclaw.errors"],
+        user=entry.pw_uid,
+        group=entry.pw_gid,
+        extra_groups=[],
+        capture_output=True,
+        cwd="/",
+        check=False,
+    )
+    return probe.returncode == 0
+
+
+@pytest.fixture(scope="session")
+def ordinary_user() -> str:
+    """The name of an ordinary user; made when root runs the tests."""
+    if os.geteuid() != 0:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    try:
+        pwd.getpwnam(ORDINARY)
+    except KeyError:
+        subprocess.run(["useradd", "-m", ORDINARY], check=True)
+    return ORDINARY
+
+
+@pytest.fixture(scope="session")
+def shared_tree(
+    ordinary_user: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path | None]:
+    """A copy of sources and dependencies for a checkout the ordinary user cannot reach."""
+    if os.geteuid() != 0 or _reachable(ordinary_user):
+        yield None
+        return
+    tree = Path(tempfile.mkdtemp(prefix="safeclaw-tree-"))
+    tree.chmod(0o755)
+    for part in ("daemon", "sandbox", "policies"):
+        shutil.copytree(ROOT / part, tree / "safeclaw" / part)
+    for single in ("__init__.py", "errors.py"):
+        shutil.copy(ROOT / "src" / "safeclaw" / single, tree / "safeclaw" / single)
+    shutil.copytree(sysconfig.get_path("purelib"), tree / "site", symlinks=True)
+    subprocess.run(["chmod", "-R", "a+rX", str(tree)], check=True)
+    yield tree
+    shutil.rmtree(tree)
+
+
+@pytest.fixture(params=["root", "ordinary"])
+def person(
+    request: pytest.FixtureRequest, ordinary_user: str, shared_tree: Path | None
+) -> Iterator[Person]:
+    """Each test runs as root and as an ordinary user."""
+    name = "root" if request.param == "root" else ordinary_user
+    if name == "root" and os.geteuid() != 0:
+        pytest.skip("not root: the tests as root did not run")
+    base = Path(tempfile.mkdtemp(prefix="safeclaw-"))
+    base.chmod(0o755)
+    program, environment = [sys.executable, "-m", "safeclaw.daemon.cli"], {}
+    if shared_tree is not None and name != "root":
+        program = ["/usr/bin/python3", "-m", "safeclaw.daemon.cli"]
+        environment = {"PYTHONPATH": f"{shared_tree}:{shared_tree}/site"}
+    yield Person(name, base, program, environment)
+    shutil.rmtree(base, ignore_errors=True)
