@@ -21,13 +21,12 @@ import time
 from pathlib import Path
 
 from safeclaw.daemon import protocol
-from safeclaw.daemon.client import LOCK_NAME, SOCKET_NAME
 from safeclaw.daemon.channel import Channel, peer_credentials, socket_at
+from safeclaw.daemon.client import LOCK_NAME, SOCKET_NAME
 from safeclaw.daemon.journal.journal import Journal
 from safeclaw.daemon.journal.record import Entry
 from safeclaw.daemon.sessions import Session
 from safeclaw.errors import BrokerError, JournalError, JournalFaultError, SafeclawError
-
 
 #: How many messages of one session are taken before the others get their turn.
 _TURN = 512

@@ -142,10 +142,8 @@ class Channel:
 
     def close(self) -> None:
         """Close the socket; a thread that waits in ``receive`` is woken."""
-        try:
+        with contextlib.suppress(OSError):  # the peer was quicker
             self.sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # the peer was quicker
         self.sock.close()
 
     def _join(self, packet: bytes) -> bytes | None:

@@ -82,11 +82,13 @@ class Gate:
         strict: bool = False,
         observe: bool = False,
         grace: float = GRACE,
+        on_started: Callable[[dict[str, object]], None] | None = None,
     ) -> None:
         self._channel = channel
         self._policy = policy
         self._on_lost = on_lost
         self._on_denied = on_denied
+        self._on_started = on_started
         self._strict = strict
         self._observe = observe
         self._grace = grace
@@ -364,6 +366,8 @@ class Gate:
                 self._await_durable(number)
         if self._lost is not None:
             raise BrokerError(f"the session cannot be recorded: {self._lost}")
+        if self._on_started is not None:
+            self._on_started(walls)
 
     # ---- the end
 

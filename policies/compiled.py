@@ -224,9 +224,7 @@ class CompiledPolicy:
         address = network.address(target.address)
         if address is None:
             return Verdict(Decision.DENY, PROTECTED, "not an internet address"), None
-        return self._conclude(
-            self._bucket(action).address(target.protocol, address, target.port)
-        )
+        return self._conclude(self._bucket(action).address(target.protocol, address, target.port))
 
 
 def compile_policy(policy: Policy, context: Context) -> CompiledPolicy:

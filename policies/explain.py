@@ -28,8 +28,12 @@ def suggest_line(attempt: Attempt, workspace: str | None = None) -> str:
     Paths in ``workspace`` are written relative to it.  A byte that YAML cannot
     hold becomes ``?``.
     """
+    action = attempt.action
     match attempt.target:
         case FileTarget(path, to):
+            if to is not None:
+                # Both ends, and what is moved must be readable too.
+                action = f"[{action}, file.read]"
             texts = [_path(item, workspace) for item in (path, to) if item is not None]
             condition = f"path: {texts[0] if len(texts) == 1 else '[' + ', '.join(texts) + ']'}"
         case SocketTarget(path):
@@ -41,7 +45,7 @@ def suggest_line(attempt: Attempt, workspace: str | None = None) -> str:
             condition = f"host: {_quote(address)}, port: {port}, protocol: {protocol}"
         case OtherTarget():
             return f"- {{action: {attempt.action}, effect: allow}}"
-    return f"- {{action: {attempt.action}, {condition}, effect: allow}}"
+    return f"- {{action: {action}, {condition}, effect: allow}}"
 
 
 def _escape(text: str) -> str:

@@ -108,7 +108,7 @@ def _version(root: Mapping, node: Node | None, problems: Problems) -> str:
         return ""
     if not isinstance(node, Scalar) or node.text not in VERSIONS:
         shown = f" '{node.text}'" if isinstance(node, Scalar) else ""
-        problems.add(node.place, f"unknown version{shown}; write version: \"1.0\"")
+        problems.add(node.place, f'unknown version{shown}; write version: "1.0"')
         return ""
     return node.text
 
@@ -126,9 +126,7 @@ def _choice(node: Node | None, kind: type[_C], default: _C, problems: Problems) 
     return default
 
 
-def _rules(
-    root: Mapping, node: Node | None, title: str, problems: Problems
-) -> tuple[Rule, ...]:
+def _rules(root: Mapping, node: Node | None, title: str, problems: Problems) -> tuple[Rule, ...]:
     if node is None:
         problems.add(root.place, "the key 'rules' is missing; a policy is a list of rules")
         return ()

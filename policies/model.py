@@ -101,8 +101,8 @@ def target_fields(target: Target) -> dict[str, object]:
     match target:
         case FileTarget(path, None):
             return {"path": printable(path)}
-        case FileTarget(path, str(to)):
-            return {"path": printable(path), "to": printable(to)}
+        case FileTarget(path, to):
+            return {"path": printable(path), "to": printable(to or "")}
         case ProgramTarget(program, argv, interpreters):
             fields: dict[str, object] = {
                 "argv": [printable(word) for word in argv],
@@ -124,8 +124,8 @@ def describe(target: Target) -> str:
     match target:
         case FileTarget(path, None) | SocketTarget(path):
             return printable(path)
-        case FileTarget(path, str(to)):
-            return f"{printable(path)} -> {printable(to)}"
+        case FileTarget(path, to):
+            return f"{printable(path)} -> {printable(to or '')}"
         case ProgramTarget(program, argv, _):
             words = [printable(word) for word in argv[1:]]
             return " ".join([printable(program), *words])

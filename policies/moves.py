@@ -68,8 +68,7 @@ def _left(glob: PathGlob, path: str) -> Remaining:
             {
                 state if parts[state] is None else state + 1
                 for state in states
-                if state < len(parts)
-                and (parts[state] is None or match_part(parts[state], name))
+                if state < len(parts) and (parts[state] is None or match_part(parts[state], name))
             },
             parts,
         )

@@ -42,7 +42,7 @@ def find(ref: str | None, workspace: Path) -> tuple[str, bytes]:
         if os.path.lexists(own):
             return str(own), read(own)
         ref = DEFAULT
-    elif "/" in ref and os.path.lexists(ref) or ref.endswith((".yaml", ".yml")):
+    elif ("/" in ref and os.path.lexists(ref)) or ref.endswith((".yaml", ".yml")):
         return ref, read(Path(ref))
     for name in preset_names():
         if ref in (name, name.rpartition("/")[2]):

@@ -8,7 +8,9 @@ as it stands), merge keys, tags beyond plain YAML, several documents.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import yaml
 
@@ -18,7 +20,9 @@ MAX_NODES = 100_000
 
 _PLAIN = "tag:yaml.org,2002:"
 _KINDS = {"str", "int", "float", "bool", "null", "seq", "map", "timestamp", "binary"}
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# The functions that take a loader have no types.
+_YAML: Any = yaml
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +89,7 @@ def parse(text: bytes | str, problems: Problems) -> Node | None:
     try:
         decoded = _decode(text, problems)
         _check_events(decoded, problems)
-        root: yaml.Node | None = yaml.compose(decoded, Loader=_LOADER)
+        root: yaml.Node | None = _YAML.compose(decoded, Loader=_LOADER)
     except _StopError:
         return None
     except yaml.MarkedYAMLError as error:
@@ -110,10 +114,10 @@ def _decode(text: bytes | str, problems: Problems) -> str:
         try:
             text = text.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            before = text[: error.start]
+            before = error.object[: error.start]
             line = before.count(b"\n") + 1
             column = error.start - (before.rfind(b"\n") + 1) + 1
-            problems.add(Place(line, column), f"not UTF-8: byte 0x{text[error.start]:02x}")
+            problems.add(Place(line, column), f"not UTF-8: byte 0x{error.object[error.start]:02x}")
             raise _StopError from None
     line, column = 1, 1
     for char in text:
@@ -122,23 +126,23 @@ def _decode(text: bytes | str, problems: Problems) -> str:
             continue
         # As YAML 1.1 has it: what a person cannot see must not be in a policy.
         code = ord(char)
-        if (code < 32 and char not in "\t\r") or 127 <= code < 160 or 0xD800 <= code < 0xE000:
-            if char != "\x85":
-                problems.add(Place(line, column), f"character U+{code:04X} is not allowed")
-                raise _StopError
+        hidden = (code < 32 and char not in "\t\r") or 127 <= code < 160
+        if (hidden and char != "\x85") or 0xD800 <= code < 0xE000:
+            problems.add(Place(line, column), f"character U+{code:04X} is not allowed")
+            raise _StopError
         column += 1
     return text
 
 
 def _check_events(text: str, problems: Problems) -> None:
     depth = nodes = documents = 0
-    for event in yaml.parse(text, Loader=_LOADER):
+    events: Iterator[yaml.Event] = _YAML.parse(text, Loader=_LOADER)
+    for event in events:
         place = _place(event.start_mark)
         if isinstance(event, yaml.AliasEvent):
             problems.add(
                 place,
-                f"an alias (*{event.anchor}) is not allowed; "
-                "to mean a star, quote it: \"*\"",
+                f'an alias (*{event.anchor}) is not allowed; to mean a star, quote it: "*"',
             )
             raise _StopError
         if isinstance(event, yaml.DocumentStartEvent):

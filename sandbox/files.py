@@ -20,6 +20,8 @@ METADATA_CALLS = (
     *("utimensat", "setxattr", "lsetxattr", "fsetxattr"),
     *("removexattr", "lremovexattr", "fremovexattr"),
 )
+#: How many names are remembered as regular files.
+_PLAIN_MAX = 65536
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
@@ -123,28 +125,48 @@ def _open_read(note: Notification, dirfd: int, path: str, flags: int) -> int | N
     own = resolver.own_descriptor(caller, absolute)
     if own is not None:
         return _open_own(note, own, flags)
-    keep = flags & ~(os.O_CLOEXEC | os.O_NOCTTY)
+    plain = note.mediator.plain
+    if absolute not in plain:
+        with pin(note, "file.read", dirfd, path, follow=not flags & os.O_NOFOLLOW) as pinned:
+            if _open_pinned(note, pinned, flags) and len(plain) < _PLAIN_MAX:
+                plain.add(absolute)
+        return None
     try:
-        # SAFETY: O_NONBLOCK, so that a FIFO or a device cannot hold the loop.
-        fd = resolver.open(absolute, keep | os.O_NONBLOCK)
+        # SAFETY: O_NONBLOCK, so that a FIFO put in the file's place cannot hold the loop.
+        fd = resolver.open(absolute, flags | os.O_NONBLOCK)
     except OSError as problem:
+        plain.discard(absolute)
         if problem.errno in _ABSENT or problem.errno in (errno.EACCES, errno.ENXIO):
             judge_missing(note, "file.read", dirfd, path)
         raise
     try:
-        real = resolver.canonical(caller, path_of(fd))
         # a caller that has gone meanwhile is found by ADDFD: nothing else is done for it
+        real = resolver.canonical(caller, path_of(fd))
         note.judge(Attempt("file.read", FileTarget(real)), alive=False)
-        kind = stat.S_IFMT(os.fstat(fd).st_mode)
-        if kind == stat.S_IFIFO and not flags & os.O_NONBLOCK:
-            note.mediator.background(note, lambda: _open_fifo(note, real, flags))
-            return None
+        if not stat.S_IFMT(os.fstat(fd).st_mode) & stat.S_IFREG:
+            plain.discard(absolute)
         if not flags & os.O_NONBLOCK:
             os.set_blocking(fd, True)
         note.send_descriptor(fd, cloexec=bool(flags & os.O_CLOEXEC))
     finally:
         os.close(fd)
     return None
+
+
+def _open_pinned(note: Notification, pinned: Pinned, flags: int) -> bool:
+    """Open what was pinned for reading; True for a regular file, which opens at once."""
+    kind = stat.S_IFMT(os.fstat(pinned.fd).st_mode)
+    _judge(note, "file.read", pinned.path)
+    if kind == stat.S_IFLNK:
+        raise error(errno.ELOOP)
+    if kind == stat.S_IFIFO and not flags & os.O_NONBLOCK:
+        _wait_for_fifo(note, pinned, flags)
+        return False
+    fd = pinned.reopen(flags & ~os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not flags & os.O_NONBLOCK:
+        os.set_blocking(fd, True)
+    _send(note, fd, flags)
+    return kind == stat.S_IFREG
 
 
 def _open_own(note: Notification, number: int, flags: int) -> int | None:
@@ -162,13 +184,15 @@ def _open_own(note: Notification, number: int, flags: int) -> int | None:
     return None
 
 
-def _open_fifo(note: Notification, path: str, flags: int) -> int | None:
+def _wait_for_fifo(note: Notification, pinned: Pinned, flags: int) -> None:
     """Open a judged FIFO, waiting for its other end in a thread of its own."""
-    with Pinned(note.mediator.resolver.open(path, linux.O_PATH), path) as pinned:
-        if not stat.S_ISFIFO(os.fstat(pinned.fd).st_mode):
-            raise error(errno.EAGAIN)
-        _send(note, pinned.reopen(flags & ~(os.O_CREAT | os.O_EXCL)), flags)
-    return None
+    own = Pinned(os.dup(pinned.fd), pinned.path)
+
+    def work() -> None:
+        with own:
+            _send(note, own.reopen(flags & ~(os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW)), flags)
+
+    note.mediator.background(note, work)
 
 
 def _open_write(note: Notification, dirfd: int, path: str, flags: int, mode: int) -> int | None:
@@ -210,7 +234,7 @@ def _open_existing(note: Notification, pinned: Pinned, flags: int) -> int | None
     access = flags & os.O_ACCMODE or flags & os.O_TRUNC
     _judge(note, "file.write.modify" if access else "file.read", pinned.path)
     if kind == stat.S_IFIFO and not flags & os.O_NONBLOCK:
-        note.mediator.background(note, lambda: _open_fifo(note, pinned.path, flags))
+        _wait_for_fifo(note, pinned, flags)
         return None
     _send(note, pinned.reopen(flags & ~(os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW)), flags)
     return None

@@ -109,6 +109,8 @@ class Mediator:
         self._numbers = numbers
         self._handlers: dict[str, Handler] = {}
         self._callers: dict[int, Caller] = {}
+        #: Names that were regular files: a hint that one open will do, never a verdict.
+        self.plain: set[str] = set()
 
     def register(self, handlers: dict[str, Handler]) -> None:
         """Add the handlers for some calls, by name."""

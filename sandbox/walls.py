@@ -29,6 +29,8 @@ NAMESPACES = (
 NAMESPACE_NAMES = ("user", "mount", "pid", "net", "ipc", "uts", "cgroup")
 _STAGE = "/tmp"
 _OLD = "/.old"
+#: Directories that are the session's own, empty at its start.
+_PRIVATE = ("/tmp", "/var/tmp")
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _IFF_UP_RUNNING = 0x1 | 0x40
 _SIOCGIFFLAGS, _SIOCSIFFLAGS = 0x8913, 0x8914
@@ -60,19 +62,38 @@ def plan(
         for link in _links(path):
             binds[link.path] = link
         real = os.path.realpath(path)
-        if os.path.exists(real) and not real.startswith(("/proc", "/dev")):
+        if os.path.exists(real) and real not in _PRIVATE and not _below(real, ("/proc", "/dev")):
             rw = any(_within(real, os.path.realpath(root)) for root in writable)
             binds[real] = Step("bind", real, writable=rw)
-    fixed = (Step("proc", "/proc", True), Step("dev", "/dev", True), Step("tmpfs", "/tmp", True))
-    ordered: list[Step] = [step for step in (binds.pop("/", None),) if step is not None]
-    ordered += fixed
-    covered = {step.path for step in ordered}
+    whole = binds.pop("/", None)
+    ordered = [whole] if whole is not None else []
+    ordered += [Step("proc", "/proc", True), Step("dev", "/dev", True)]
+    ordered += [Step("tmpfs", path, True) for path in _PRIVATE]
     for path in sorted(binds):
         step = binds[path]
-        if path not in covered:
+        # what a bound directory shows already needs no step, but for its rights
+        shown = any(
+            outer.kind == "bind" and _within(path, outer.path) and outer.writable == step.writable
+            for outer in (*binds.values(), *ordered)
+            if outer.path != path
+        )
+        hidden = any(_within(path, private) for private in _PRIVATE)
+        if not shown or (hidden and not _bound_below(path, ordered)):
             ordered.append(step)
     ordered += [Step("mask", path) for path in masked]
     return tuple(ordered)
+
+
+def _below(path: str, roots: tuple[str, ...]) -> bool:
+    return any(_within(path, root) for root in roots)
+
+
+def _bound_below(path: str, steps: list[Step]) -> bool:
+    """Whether a step below a private directory shows ``path`` already."""
+    return any(
+        step.kind == "bind" and _below(step.path, _PRIVATE) and _within(path, step.path)
+        for step in steps
+    )
 
 
 def _within(path: str, root: str) -> bool:

@@ -6,9 +6,12 @@ whether the chain holds is :mod:`safeclaw.daemon.journal.verifier`'s word.
 
 from __future__ import annotations
 
+import importlib
+import os
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from safeclaw.daemon.journal import files
 from safeclaw.daemon.journal.record import MAX_LINE, Record, RecordError, decode
@@ -58,6 +61,15 @@ def matches(
     )
 
 
+def _decode(path: Path, number: int, line: bytes) -> Record:
+    try:
+        return decode(line)
+    except RecordError as error:
+        raise JournalError(
+            f"{path}:{number}: {error.message}", hint="run: safeclaw audit verify"
+        ) from error
+
+
 def read(
     directory: Path,
     *,
@@ -76,12 +88,7 @@ def read(
 
     def chosen() -> Iterator[Record]:
         for path, number, line in lines(directory):
-            try:
-                record = decode(line)
-            except RecordError as error:
-                raise JournalError(
-                    f"{path}:{number}: {error.message}", hint="run: safeclaw audit verify"
-                ) from error
+            record = _decode(path, number, line)
             if matches(
                 record, decision=decision, action=action, agent=agent, session=session, type=type
             ):
@@ -91,3 +98,59 @@ def read(
         yield from chosen()
     else:
         yield from deque(chosen(), maxlen=last)
+
+
+def follow(
+    directory: Path,
+    *,
+    decision: str | None = None,
+    action: str | None = None,
+    agent: str | None = None,
+    session: str | None = None,
+    type: str | None = None,  # noqa: A002 - the record's own word
+    last: int = 10,
+) -> Iterator[Record]:
+    """Yield the newest ``last`` records that pass the filters, then every new one, for ever.
+
+    Raises:
+        JournalError: as :func:`read`.
+    """
+    pyinotify: Any = importlib.import_module("pyinotify")  # it has no types
+
+    def wanted(record: Record) -> bool:
+        return matches(
+            record, decision=decision, action=action, agent=agent, session=session, type=type
+        )
+
+    manager = pyinotify.WatchManager()
+    try:
+        # Watched before it is read: what is written in between wakes us.
+        manager.add_watch(str(directory), pyinotify.IN_MODIFY | pyinotify.IN_CREATE)
+        newest: deque[Record] = deque(maxlen=last)
+        segment, number, offset = 0, 0, 0
+        for path, number, line in lines(directory):
+            if number == 1:
+                segment, offset = segment + 1, 0
+            offset += len(line) + 1
+            record = _decode(path, number, line)
+            if wanted(record):
+                newest.append(record)
+        yield from newest
+        while True:
+            path = directory / files.segment_name(segment)
+            with path.open("rb") as stream:
+                stream.seek(offset)
+                while (line := stream.readline(MAX_LINE + 2)).endswith(b"\n"):
+                    offset += len(line)
+                    number += 1
+                    record = _decode(path, number, line[:-1])
+                    if wanted(record):
+                        yield record
+            if (directory / files.segment_name(segment + 1)).exists():
+                segment, number, offset = segment + 1, 0, 0
+                continue
+            os.read(manager.get_fd(), 1 << 16)
+    except OSError as error:
+        raise JournalError(f"{error.filename or directory}: {error.strerror}") from error
+    finally:
+        manager.close()

@@ -26,7 +26,7 @@ def target_text(target: dict[str, object]) -> str:
             return f"{path} -> {to}"
         case {"path": path}:
             return str(path)
-        case {"program": program, "argv": list() as argv}:
+        case {"program": program, "argv": argv} if isinstance(argv, list):
             words = cast("list[object]", argv)[1:]
             return " ".join([str(program), *(str(word) for word in words)])
         case {"protocol": protocol, "address": address, "port": port}:

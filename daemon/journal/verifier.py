@@ -17,6 +17,7 @@ The rules, in the order in which a record meets them:
    ``clock_step`` says otherwise; the boot clock never goes back.
 8. The ``checkpoint`` file and every checkpoint given state the root of the
    chain at their size: the chain may be longer, never shorter.
+9. What journald got from the writer is in the chain, with the same hash.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import contextlib
 import enum
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -149,8 +150,11 @@ class _Claim:
 class _Walk:
     """One pass over the chain."""
 
-    def __init__(self, public_key: PublicKey | None) -> None:
+    def __init__(self, public_key: PublicKey | None, witness: Iterator[tuple[int, str]]) -> None:
         self.report = Report()
+        self.witness = witness
+        self.witnessed = 0
+        self.heard: tuple[int, str] | None = next(witness, None)
         self.key: PublicKey | None = public_key
         self.given = public_key
         self.claims: list[_Claim] = []
@@ -214,7 +218,20 @@ class _Walk:
         self.frontier.append(leaf)
         self.report.records = seq + 1
         self.report.last_ts = record.ts
+        if self.heard is not None:
+            self._hear(self.prev)
         self.settle()
+
+    def _hear(self, leaf: str) -> None:
+        """Hold the record just taken against what journald has."""
+        seq = self.report.records - 1
+        while self.heard is not None and self.heard[0] <= seq:
+            # Lower ones came twice, after a crash of the forwarder.
+            if self.heard[0] == seq:
+                if self.heard[1] != leaf:
+                    raise self.stop("journald holds another record of this number", seq=seq)
+                self.witnessed += 1
+            self.heard = next(self.witness, None)
 
     def settle(self) -> None:
         """Hold the chain, at its present size, against who claims to know its root."""
@@ -311,16 +328,33 @@ def verify(
     *,
     public_key: PublicKey | None = None,
     checkpoints: Sequence[tuple[str, str]] = (),
+    witness: Iterable[tuple[int, str]] | None = None,
 ) -> Report:
     """Return the verdict on the journal in ``directory``.
 
-    ``public_key`` and ``checkpoints`` (name and signed note) are anchors: they
-    count only if they were kept where the journal's owner could not change them.
+    ``witness`` is journald's word: (sequence, leaf in hex), in order.
+    ``public_key`` and ``checkpoints`` (name and signed note) are anchors: they count
+    only if they were kept where the journal's owner could not change them.
     """
-    walk = _Walk(public_key)
+    walk = _Walk(public_key, iter(witness or ()))
     with contextlib.suppress(_Stop):
         _walk(walk, directory, checkpoints)
+        if walk.witnessed:
+            walk.report.anchors.append(f"journald: {walk.witnessed} records with the same hash")
+        elif witness is not None:
+            walk.report.notes.append("journald has no record of this chain")
     return walk.report
+
+
+def whose(directory: Path) -> str:
+    """Return who can rewrite these files, in words; empty when nobody knows."""
+    try:
+        uid = directory.stat().st_uid
+    except OSError:
+        return ""
+    if directory.resolve().is_relative_to("/var/lib/safeclaw"):
+        return f"the system daemon's (uid {uid}): out of reach of agents and users, not of root"
+    return f"a user's own (uid {uid}): that user and root can rewrite it; anchors bind them"
 
 
 def _walk(walk: _Walk, directory: Path, checkpoints: Sequence[tuple[str, str]]) -> None:
@@ -360,6 +394,12 @@ def _walk(walk: _Walk, directory: Path, checkpoints: Sequence[tuple[str, str]]) 
             f"the chain ends after {report.records} records, but {source} was signed for "
             f"{size or 'more'}: the tail was cut off",
             line=walk.line + bool(torn),
+            seq=report.records,
+        )
+    if walk.heard is not None and not live:
+        raise walk.stop(
+            f"the chain ends after {report.records} records, but journald got record "
+            f"{walk.heard[0]}: the tail was cut off",
             seq=report.records,
         )
     if torn and not live:

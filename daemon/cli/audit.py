@@ -1,0 +1,200 @@
+"""``safeclaw audit``: show the journal, follow it, verify it.  Only reads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+import msgspec
+
+from safeclaw.daemon.journal import reader
+from safeclaw.daemon.journal.record import Record, RecordType, encode
+from safeclaw.daemon.journal.text import safe, summary
+from safeclaw.errors import JournalError, UsageError
+
+SYSTEM_STATE: Final = Path("/var/lib/safeclaw")
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def default_state() -> Path:
+    """Return the system daemon's state where this user may read it, else the user's own."""
+    if os.access(SYSTEM_STATE / "journal", os.R_OK | os.X_OK):
+        return SYSTEM_STATE
+    home = os.environ.get("XDG_STATE_HOME", "")
+    # The XDG specification: a relative path is to be ignored.
+    base = Path(home) if home.startswith("/") else Path.home() / ".local" / "state"
+    return base / "safeclaw"
+
+
+def _state(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Path:
+    return Path(value) if value is not None else default_state()
+
+
+def _common(command: Command) -> Command:
+    state = click.option(
+        "--state", metavar="DIR", callback=_state, help="The state directory; else the default."
+    )
+    as_json = click.option("--json", "as_json", is_flag=True, help="One JSON value a line.")
+    return state(as_json(command))
+
+
+def _filters(command: Command) -> Command:
+    kinds = click.Choice([str(kind) for kind in RecordType])
+    for option in (
+        click.option("--type", "kind", type=kinds, help="Only records of this type."),
+        click.option("--session", metavar="ID", help="Only this session."),
+        click.option("--agent", metavar="NAME", help="Only this agent."),
+        click.option("--action", metavar="ACTION", help="Only this action and those below it."),
+        click.option("--decision", type=click.Choice(["allow", "deny"]), help="Only these."),
+    ):
+        command = option(command)
+    return command
+
+
+def _print(record: Record, as_json: bool) -> None:
+    if as_json:
+        click.echo(encode(record))
+        return
+    session = f" {safe(record.session)}" if record.session else ""
+    click.echo(f"{record.seq:>7} {safe(record.ts)}{session} {summary(record)}")
+
+
+@click.group(name="audit", help="Show the journal, and verify that nothing in it was changed.")
+def audit_group() -> None:
+    """Hold the subcommands."""
+
+
+@audit_group.command(help="Print the records, oldest first.")
+@_common
+@_filters
+@click.option("--last", type=click.IntRange(min=0), metavar="N", help="Only the newest N.")
+def show(
+    state: Path,
+    as_json: bool,
+    decision: str | None,
+    action: str | None,
+    agent: str | None,
+    session: str | None,
+    kind: str | None,
+    last: int | None,
+) -> None:
+    """Print the records that pass the filters."""
+    for record in reader.read(
+        state / "journal",
+        decision=decision,
+        action=action,
+        agent=agent,
+        session=session,
+        type=kind,
+        last=last,
+    ):
+        _print(record, as_json)
+
+
+@audit_group.command(help="Print the newest records, then each new one as it is written.")
+@_common
+@_filters
+@click.option(
+    "--last", type=click.IntRange(min=0), default=10, show_default=True, metavar="N",
+    help="How many to begin with.",
+)  # fmt: skip
+def tail(
+    state: Path,
+    as_json: bool,
+    decision: str | None,
+    action: str | None,
+    agent: str | None,
+    session: str | None,
+    kind: str | None,
+    last: int,
+) -> None:
+    """Print the newest records and go on until interrupted."""
+    following: Iterator[Record] = reader.follow(
+        state / "journal",
+        decision=decision,
+        action=action,
+        agent=agent,
+        session=session,
+        type=kind,
+        last=last,
+    )
+    for record in following:
+        _print(record, as_json)
+
+
+@audit_group.command(
+    help="Check that the journal is what was written.\n\nExit status: 0 nothing wrong, "
+    "1 tampered with, 2 usage, 3 incomplete or unreadable."
+)
+@_common
+@click.option(
+    "--checkpoint", "checkpoints", multiple=True, metavar="FILE",
+    help="A checkpoint kept elsewhere that the chain must agree with.",
+)  # fmt: skip
+@click.option("--public-key", metavar="FILE", help="The chain's public key, kept elsewhere.")
+@click.option("--journald", is_flag=True, help="Compare with this host's systemd journal.")
+@click.option("--journald-directory", metavar="DIR", help="Compare with the journal files in DIR.")
+@click.pass_context
+def verify(
+    ctx: click.Context,
+    state: Path,
+    as_json: bool,
+    checkpoints: tuple[str, ...],
+    public_key: str | None,
+    journald: bool,
+    journald_directory: str | None,
+) -> None:
+    """Print the verdict, what it rests on, and what it cannot exclude."""
+    from safeclaw.daemon.journal import files, verifier
+
+    directory = state / "journal"
+    try:
+        key = files.read_public_key(Path(public_key)) if public_key is not None else None
+        kept = [verifier.read_checkpoint(Path(name)) for name in checkpoints]
+    except JournalError as error:
+        raise UsageError(error.message, hint=error.hint) from error
+    witness = None
+    if journald or journald_directory is not None:
+        from safeclaw.daemon.journal.witness import journald_entries
+
+        where = Path(journald_directory) if journald_directory is not None else None
+        witness = journald_entries(directory, where)
+    report = verifier.verify(directory, public_key=key, checkpoints=kept, witness=witness)
+    owner = verifier.whose(directory)
+    if as_json:
+        value = {
+            "status": report.status,
+            "verdict": report.headline,
+            "finding": msgspec.to_builtins(report.finding),
+            "chain": report.chain,
+            "records": report.records,
+            "segments": report.segments,
+            "checkpoints": report.checkpoints,
+            "signed": report.signed,
+            "first_ts": report.first_ts,
+            "last_ts": report.last_ts,
+            "owner": owner,
+            "checked": report.checked(),
+            "cannot_exclude": report.open_questions(),
+            "notes": report.notes,
+        }
+        click.echo(msgspec.json.encode(value))
+    else:
+        click.echo(f"{safe(str(directory))}: {report.headline}")
+        if report.finding is not None:
+            click.echo(f"  first fault: {safe(str(report.finding))}")
+        if report.chain:
+            click.echo(f"  chain {safe(report.chain)}, {report.first_ts} to {report.last_ts}")
+        for heading, lines in (
+            ("checked", report.checked()),
+            ("whose", [owner] if owner else []),
+            ("note", report.notes),
+            ("cannot exclude", report.open_questions() if report.finding is None else []),
+        ):
+            for line in lines:
+                click.echo(f"  {heading}: {safe(line)}")
+    ctx.exit(report.exit_status)

@@ -1,0 +1,118 @@
+"""The options of ``safeclaw run``, read by hand: start-up is part of the product."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from safeclaw.errors import UsageError
+from safeclaw.policies.model import printable
+
+USAGE = """\
+usage: safeclaw run [OPTION…] [--] COMMAND [ARG…]
+
+Runs COMMAND in walls, under a policy, with a record of every attempt.
+
+  --policy FILE|NAME       the policy; else .safeclaw/policy.yaml, else the shipped default
+  --workspace DIR          where the agent works; else the current directory
+  --agent NAME             the agent's name in the record; else the command's
+  --observe                record what would be denied, but allow it
+  --isolation full         the walls: every layer
+  --allow-degraded LAYER   go on without a layer that this host cannot put up
+  --grace SECONDS          how long to wait for a broker that does not answer; else 5
+  -v, --verbose            print the walls
+  -h, --help               print this
+
+Ends with COMMAND's own status, 128+n for a signal; 125 when safeclaw failed,
+126 or 127 when COMMAND cannot be run or is not there.
+"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the person asked for; ``command`` is empty only when ``help`` is set."""
+
+    command: tuple[str, ...]
+    policy: str | None = None
+    workspace: Path | None = None
+    agent: str | None = None
+    observe: bool = False
+    isolation: str = "full"
+    allow_degraded: tuple[str, ...] = ()
+    grace: float = 5.0
+    verbose: bool = False
+    help: bool = False
+
+
+def parse(words: list[str]) -> Options:
+    """Return the options; the first word that is none begins the command.  UsageError."""
+    values: dict[str, str] = {}
+    flags: set[str] = set()
+    degraded: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest[0]
+        if word == "--":
+            rest.pop(0)
+            break
+        if not word.startswith("-") or word == "-":
+            break
+        rest.pop(0)
+        name, equals, value = word.partition("=")
+        if word in ("-v", "--verbose", "--observe", "-h", "--help"):
+            flags.add(word)
+            continue
+        if name not in (
+            "--policy",
+            "--workspace",
+            "--agent",
+            "--isolation",
+            "--allow-degraded",
+            "--grace",
+        ):
+            raise UsageError(
+                f"{printable(word)}: no such option of safeclaw run",
+                hint="safeclaw run --help; the command's own options come after --",
+            )
+        if not equals:
+            if not rest:
+                raise UsageError(f"{name} needs a value", hint="safeclaw run --help")
+            value = rest.pop(0)
+        if name == "--allow-degraded":
+            degraded.append(value)
+        else:
+            values[name] = value
+    if flags & {"-h", "--help"}:
+        return Options(command=(), help=True)
+    if not rest:
+        raise UsageError("no command to run", hint="safeclaw run -- COMMAND [ARG…]")
+    isolation = values.get("--isolation", "full")
+    if isolation != "full":
+        raise UsageError(
+            f"--isolation {printable(isolation)} is not available in this version",
+            hint="full is",
+        )
+    if degraded:
+        raise UsageError(
+            f"--allow-degraded {printable(degraded[0])}: no layer can be left out in this version"
+        )
+    return Options(
+        command=tuple(rest),
+        policy=values.get("--policy"),
+        workspace=Path(values["--workspace"]) if "--workspace" in values else None,
+        agent=values.get("--agent"),
+        observe="--observe" in flags,
+        isolation=isolation,
+        grace=_seconds(values.get("--grace", "5")),
+        verbose=bool(flags & {"-v", "--verbose"}),
+    )
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 3600:
+        raise UsageError(f"--grace {printable(text)}: seconds from 0 to 3600")
+    return seconds

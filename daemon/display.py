@@ -1,0 +1,36 @@
+"""What a person sees while an agent runs: one escaped line per denial, on stderr.
+
+A stderr that is closed or full loses the lines, never the session: the journal
+has them all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from safeclaw.policies.explain import suggest_line
+from safeclaw.policies.model import Attempt, Verdict, describe, printable
+
+_LONGEST = 300
+
+
+def denial_line(attempt: Attempt, verdict: Verdict, workspace: str) -> str:
+    """Return the line for a denial: what, why, and the policy line that would allow it."""
+    what = _short(describe(attempt.target))
+    text = f"safeclaw: denied {attempt.action} {what} [{printable(verdict.rule)}]"
+    if verdict.reason:
+        text += f" {_short(printable(verdict.reason))}"
+    if verdict.rule not in ("protected", "broker-lost"):
+        text += f"; to allow: {_short(printable(suggest_line(attempt, workspace)))}"
+    return text
+
+
+def tell(text: str) -> None:
+    """Write whole lines to stderr, at once, so that they do not mix with the agent's."""
+    with contextlib.suppress(OSError):
+        os.write(2, (text + "\n").encode("utf-8", "backslashreplace"))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"

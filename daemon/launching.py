@@ -1,0 +1,81 @@
+"""From a compiled policy to walls: what the sandbox is told to build."""
+
+from __future__ import annotations
+
+import os
+
+from safeclaw.policies.buckets import covers
+from safeclaw.policies.compiled import CompiledPolicy
+from safeclaw.policies.document import Effect
+from safeclaw.policies.glob import path_globs
+from safeclaw.sandbox.session import LaunchSpec
+
+#: What an agent inherits unless its policy names more.
+INHERITED = (
+    "COLUMNS", "HOME", "LANG", "LANGUAGE", "LC_*", "LINES", "LOGNAME", "NO_COLOR", "PATH",
+    "SHELL", "TERM", "COLORTERM", "TZ", "USER", "VIRTUAL_ENV",
+)  # fmt: skip
+
+
+def environment(policy: CompiledPolicy, inherited: dict[str, str]) -> dict[str, str]:
+    """Return the agent's variables: those on the pass list, then those the policy sets."""
+    names = (*INHERITED, *policy.policy.environment.inherit)
+    exact = {name for name in names if not name.endswith("*")}
+    starts = tuple(name[:-1] for name in names if name.endswith("*"))
+    chosen = {
+        name: value
+        for name, value in inherited.items()
+        # the key of a registered agent is the supervisor's, whatever a policy says
+        if name != "SAFECLAW_API_KEY" and (name in exact or (starts and name.startswith(starts)))
+    }
+    chosen["PWD"] = policy.context.workspace
+    chosen.update(policy.policy.environment.assign)
+    return chosen
+
+
+def writable(policy: CompiledPolicy, view: tuple[str, ...]) -> tuple[str, ...]:
+    """Return those prefixes of the view in which some rule allows a change."""
+    context = policy.context
+    found: set[str] = set()
+    for rule in policy.rules:
+        if rule.effect is Effect.DENY or not any(
+            covers(pattern, "file.write") or covers("file.write", pattern)
+            for pattern in rule.actions
+        ):
+            continue
+        if not rule.paths:
+            return view
+        for text in rule.paths:
+            globs = path_globs(text, workspace=context.workspace, home=context.home)
+            found.update(glob.prefix for glob in globs)
+    return tuple(
+        place for place in view if any(_within(end, place) or _within(place, end) for end in found)
+    )
+
+
+def spec(policy: CompiledPolicy, command: tuple[str, ...], inherited: dict[str, str]) -> LaunchSpec:
+    """Return what to launch; ``command`` has the program's absolute path."""
+    context = policy.context
+    # Named by themselves, too: /tmp in a view is the session's own, and what lies there is not.
+    view = (*policy.view(), context.workspace, *context.interpreter)
+    return LaunchSpec(
+        command=command,
+        workspace=context.workspace,
+        view=view,
+        writable=writable(
+            policy,
+            tuple(path for path in view if path not in ("/tmp", "/var/tmp", *context.interpreter)),
+        ),
+        executable_roots=policy.executable_roots(),
+        masked=tuple(
+            path
+            for path in context.protected
+            if os.path.exists(path) and any(_within(path, place) for place in view)
+        ),
+        environment=environment(policy, inherited),
+        network=policy.names_network(),
+    )
+
+
+def _within(path: str, root: str) -> bool:
+    return root == "/" or path == root or path.startswith(root.rstrip("/") + "/")
