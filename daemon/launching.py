@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 
+import msgspec
+
 from safeclaw.policies.buckets import covers
-from safeclaw.policies.compiled import CompiledPolicy
+from safeclaw.policies.compiled import CompiledPolicy, Context
 from safeclaw.policies.document import Effect
 from safeclaw.policies.glob import path_globs
 from safeclaw.sandbox.session import LaunchSpec
@@ -15,6 +17,18 @@ INHERITED = (
     "COLUMNS", "HOME", "LANG", "LANGUAGE", "LC_*", "LINES", "LOGNAME", "NO_COLOR", "PATH",
     "SHELL", "TERM", "COLORTERM", "TZ", "USER", "VIRTUAL_ENV",
 )  # fmt: skip
+
+
+def with_programs(context: Context, command: tuple[str, ...]) -> Context:
+    """Let the runtime read what the session starts with, and the programs that rules name.
+
+    A script that may be run has to be read by its interpreter; a specific deny still wins.
+    """
+    started = [command[0], *(word for word in command[1:2] if os.path.isabs(word))]
+    named = [path for program in context.programs for path in (program.found, program.canonical)]
+    files = {os.path.realpath(path) for path in (*started, *named) if os.path.isfile(path)}
+    more = sorted(path for path in files if not path.startswith("/usr/"))
+    return msgspec.structs.replace(context, interpreter=(*context.interpreter, *more))
 
 
 def environment(policy: CompiledPolicy, inherited: dict[str, str]) -> dict[str, str]:

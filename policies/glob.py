@@ -227,12 +227,6 @@ class PathGlob:
         """Whether the glob is ``prefix/**``: the directory and all below it."""
         return self.rest == (None,)
 
-    @property
-    def last(self) -> str | None:
-        """The literal name every match ends in, when there is one and ``rest`` is not empty."""
-        final = self.rest[-1] if self.rest else None
-        return final if isinstance(final, str) else None
-
     def match(self, path: str) -> bool:
         """Return whether the canonical absolute ``path`` matches."""
         base = "" if self.prefix == "/" else self.prefix

@@ -1,28 +1,32 @@
 """Finding the first rule whose path matches, without trying them all.
 
-Every glob is filed under its literal directory; a path asks only at the
-directories it lies in.  A whole subtree and a fully literal path need no
-matching; a glob that ends in a literal name is filed under that name too.
+A whole subtree is filed under its directory and a literal path under itself:
+neither needs matching.  Other globs are filed under something that every path
+they match must have: a component, an ending, or at least the directory.
 """
 
 from __future__ import annotations
 
 import bisect
 from collections.abc import Iterator
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
-from safeclaw.policies.glob import PathGlob
+from safeclaw.policies.glob import PathGlob, Word
 
 T = TypeVar("T")
+_Globs: TypeAlias = list[tuple[int, PathGlob, T]]
 
 
 def ancestors(path: str, deepest: int) -> Iterator[str]:
     """Yield ``/``, ``/a``, ``/a/b`` … up to ``deepest`` components, ``path`` included."""
     yield "/"
     at = 0
-    while deepest > 0 and at >= 0 and len(path) > 1:
+    while deepest > 0 and len(path) > 1:
         at = path.find("/", at + 1)
-        yield path if at < 0 else path[:at]
+        if at < 0:
+            yield path
+            return
+        yield path[:at]
         deepest -= 1
 
 
@@ -32,8 +36,11 @@ class PathIndex(Generic[T]):
     def __init__(self) -> None:
         self._exact: dict[str, list[tuple[int, T]]] = {}
         self._under: dict[str, list[tuple[int, T]]] = {}
-        self._named: dict[tuple[str, str], list[tuple[int, PathGlob, T]]] = {}
-        self._globs: dict[str, list[tuple[int, PathGlob, T]]] = {}
+        # Globs by a component, or else by an ending, that every match must
+        # have; and the others by their literal directory.
+        self._having: dict[str, _Globs[T]] = {}
+        self._ending: dict[str, _Globs[T]] = {}
+        self._others: dict[str, _Globs[T]] = {}
         self._deepest = 0
 
     def add(self, ordinal: int, glob: PathGlob, value: T) -> None:
@@ -41,14 +48,17 @@ class PathIndex(Generic[T]):
         if not glob.rest:
             self._exact.setdefault(glob.prefix, []).append((ordinal, value))
             return
-        self._deepest = max(self._deepest, 0 if glob.prefix == "/" else glob.prefix.count("/"))
         if glob.subtree:
             self._under.setdefault(glob.prefix, []).append((ordinal, value))
-        elif glob.last is not None:
-            key = (glob.prefix, glob.last)
-            self._named.setdefault(key, []).append((ordinal, glob, value))
+        elif (name := _literal(glob)) is not None:
+            self._having.setdefault(name, []).append((ordinal, glob, value))
+            return
+        elif (ending := _ending(glob)) is not None:
+            self._ending.setdefault(ending, []).append((ordinal, glob, value))
+            return
         else:
-            self._globs.setdefault(glob.prefix, []).append((ordinal, glob, value))
+            self._others.setdefault(glob.prefix, []).append((ordinal, glob, value))
+        self._deepest = max(self._deepest, 0 if glob.prefix == "/" else glob.prefix.count("/"))
 
     def first(self, path: str) -> tuple[int, T] | None:
         """Return the lowest ordinal whose glob matches ``path``, with its value."""
@@ -56,29 +66,56 @@ class PathIndex(Generic[T]):
         exact = self._exact.get(path)
         if exact:
             best = exact[0]
-        name = path[path.rfind("/") + 1 :]
+        under = self._under
         for directory in ancestors(path, self._deepest):
-            under = self._under.get(directory)
-            if under and (best is None or under[0][0] < best[0]):
-                best = under[0]
-            for matches in (self._named.get((directory, name)), self._globs.get(directory)):
-                for ordinal, glob, value in matches or ():
-                    if best is not None and ordinal >= best[0]:
-                        break
-                    if glob.match(path):
-                        best = (ordinal, value)
-                        break
+            if directory in under and (best is None or under[directory][0][0] < best[0]):
+                best = under[directory][0]
+        for globs in self._candidates(path):
+            for ordinal, glob, value in globs:
+                if best is not None and ordinal >= best[0]:
+                    break
+                if glob.match(path):
+                    best = (ordinal, value)
+                    break
         return best
 
     def all(self, path: str) -> list[tuple[int, T]]:
         """Return every value whose glob matches ``path``, lowest ordinal first."""
         found = list(self._exact.get(path, ()))
-        name = path[path.rfind("/") + 1 :]
         for directory in ancestors(path, self._deepest):
             found += self._under.get(directory, ())
-            for matches in (self._named.get((directory, name)), self._globs.get(directory)):
-                found += [(item[0], item[2]) for item in matches or () if item[1].match(path)]
+        for globs in self._candidates(path):
+            found += [(ordinal, value) for ordinal, glob, value in globs if glob.match(path)]
         return sorted(found, key=lambda item: item[0])
+
+    def _candidates(self, path: str) -> list[_Globs[T]]:
+        found: list[_Globs[T]] = []
+        if self._having:
+            having = self._having
+            found += [having[name] for name in set(path.split("/")) if name in having]
+        if self._ending:
+            dot = path.rfind(".")
+            if dot >= 0 and path[dot:] in self._ending:
+                found.append(self._ending[path[dot:]])
+        if self._others:
+            others = self._others
+            found += [others[at] for at in ancestors(path, self._deepest) if at in others]
+        return found
+
+
+def _literal(glob: PathGlob) -> str | None:
+    """Return a literal component that every match has below the prefix."""
+    return next((part for part in reversed(glob.rest) if isinstance(part, str)), None)
+
+
+def _ending(glob: PathGlob) -> str | None:
+    """Return the ``.pem`` of a glob that ends in ``*.pem``."""
+    last = glob.rest[-1]
+    if not isinstance(last, Word) or len(last.pieces) < 2:
+        return None
+    text = last.pieces[-1].literal or ""
+    dot = text.rfind(".")
+    return text[dot:] if dot >= 0 else None
 
 
 class Prefixes:

@@ -111,6 +111,8 @@ class Mediator:
         self._callers: dict[int, Caller] = {}
         #: Names that were regular files: a hint that one open will do, never a verdict.
         self.plain: set[str] = set()
+        #: The argv that the session starts with, until its exec has been judged.
+        self.first_program: tuple[str, ...] | None = None
 
     def register(self, handlers: dict[str, Handler]) -> None:
         """Add the handlers for some calls, by name."""

@@ -142,7 +142,11 @@ def _run(
                 target = _behind_loader(note, program, argv, index)
             if any(entry.startswith(_FORBIDDEN_VARIABLES) for entry in environment):
                 target = ProgramTarget(target.program, ("LD_AUDIT", *target.argv), ())
-            note.judge(Attempt("shell.execute", target), enforced_by="exec-stop")
+            # the person's own command is the session's start, judged as that, once
+            first = note.mediator.first_program
+            note.mediator.first_program = None
+            action = "session.start" if first == target.argv else "shell.execute"
+            note.judge(Attempt(action, target), enforced_by="exec-stop")
             image = Image(_inode(final), expected, environment)
         finally:
             if final != program.fd:

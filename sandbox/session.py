@@ -113,6 +113,7 @@ def launch(spec: LaunchSpec, gate: Gate) -> Session:
     linux.drop_capabilities()
     os.umask(0)
     mediator = Mediator(listener, root, numbers, gate)
+    mediator.first_program = spec.command
     for table in (files.handlers(), programs.handlers(), network.handlers()):
         mediator.register(table)
     session = Session(init, mediator)

@@ -91,10 +91,10 @@ class _Run:
             read_only=tuple(self._in_force(name)),
             path=os.environ.get("PATH"),
         )
-        compiled = compile_policy(policy, context)
         command = resolve_command(
             options.command, os.environ.get("PATH", os.defpath), str(self._workspace)
         )
+        compiled = compile_policy(policy, launching.with_programs(context, command))
         gate = Gate(
             self._client.channel,
             compiled,

@@ -126,6 +126,10 @@ class Forwarder:
         """The number of the record that is to be sent next."""
         return self._cursor.seq
 
+    def fileno(self) -> int:
+        """Return the socket to poll for POLLOUT when journald takes no more; -1 without one."""
+        return -1 if self._socket is None else self._socket.fileno()
+
     def pump(self, durable: int) -> int:
         """Send what is durable (up to number ``durable``) and journald takes now.
 

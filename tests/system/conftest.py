@@ -26,7 +26,9 @@ ROOT = Path(__file__).resolve().parents[2]
 class Person:
     """Somebody who runs safeclaw in a workspace of their own."""
 
-    def __init__(self, name: str, base: Path, program: list[str], environment: dict[str, str]):
+    def __init__(
+        self, name: str, base: Path, program: list[str], environment: dict[str, str]
+    ) -> None:
         self.name = name
         self.base = base
         self.workspace = base / "workspace"
@@ -53,11 +55,9 @@ class Person:
         self.own()
         return path
 
-    def popen(
-        self, *arguments: str, program: list[str] | None = None, **more: str
-    ) -> subprocess.Popen[str]:
-        """Start ``safeclaw ARGUMENTS…`` (or another program) in the workspace."""
-        command = [*(program or self._program), *arguments]
+    def popen(self, *arguments: str, **more: str) -> subprocess.Popen[str]:
+        """Start ``safeclaw ARGUMENTS…`` in the workspace, with more environment variables."""
+        command = [*self._program, *arguments]
         environment = {
             "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
             "HOME": pwd.getpwnam(self.name).pw_dir,

@@ -34,7 +34,7 @@ def prepare(person: Person, example: str) -> None:
         ["add", "."],
         ["commit", "-q", "-m", "shop: first version"],
     ):
-        subprocess.run(["git", *command], cwd=workspace, check=True)
+        subprocess.run(["git", "-c", "safe.directory=*", *command], cwd=workspace, check=True)
     person.own()
 
 

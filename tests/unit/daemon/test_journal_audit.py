@@ -1,0 +1,132 @@
+"""``safeclaw audit`` on a real journal."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from safeclaw.daemon.cli.audit import audit_group
+from safeclaw.daemon.journal import Entry, Journal, RecordType, files
+from safeclaw.errors import JournalError, UsageError
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(audit_group, list(arguments))
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    with Journal.open(tmp_path / "journal") as journal:
+        for number, effect in enumerate(("allow", "deny", "deny")):
+            journal.append(
+                Entry(
+                    type=RecordType.DECISION,
+                    session="s-1",
+                    agent=f"agent-{number}",
+                    action="file.write.create" if number == 2 else "file.read",
+                    target={"path": f"/work/{number}"},
+                    decision=effect,
+                    rule="default:1",
+                    reason="because",
+                )
+            )
+        journal.append(Entry(type=RecordType.SESSION_END, session="s-1", detail={"x": "\x1b[2J"}))
+    return tmp_path
+
+
+def test_show_filters(state: Path) -> None:
+    def lines(*arguments: str) -> int:
+        result = run("show", "--state", str(state), *arguments)
+        assert result.exit_code == 0, result.output
+        return len(result.stdout.splitlines())
+
+    assert lines() == 6
+    assert lines("--decision", "deny") == 2
+    assert lines("--action", "file.write") == 1
+    assert lines("--action", "file") == 3
+    assert lines("--agent", "agent-1") == 1
+    assert lines("--session", "s-1") == 4
+    assert lines("--type", "genesis") == 1
+    assert lines("--last", "2") == 2
+    assert lines("--last", "0") == 0
+    assert run("show", "--state", str(state), "--type", "nonsense").exit_code == 2
+
+
+def test_show_as_json_prints_the_lines_of_the_chain(state: Path) -> None:
+    content = (state / "journal" / files.segment_name(1)).read_bytes()
+    assert run("show", "--json", "--state", str(state)).stdout_bytes == content
+
+
+def test_show_escapes_what_could_move_a_cursor(state: Path) -> None:
+    result = run("show", "--state", str(state))
+    assert "\x1b" not in result.stdout
+    assert "\\x1b[2J" in result.stdout
+
+
+def test_show_without_a_journal_is_an_error_with_a_hint(tmp_path: Path) -> None:
+    result = run("show", "--state", str(tmp_path))
+    assert isinstance(result.exception, JournalError)
+    assert result.exception.hint
+
+
+def test_verify_exit_statuses(state: Path, tmp_path: Path) -> None:
+    good = run("verify", "--state", str(state))
+    assert good.exit_code == 0, good.output
+    assert "internally consistent" in good.stdout
+    assert "cannot exclude" in good.stdout
+    assert run("verify", "--state", str(tmp_path / "nowhere")).exit_code == 3
+    path = state / "journal" / files.segment_name(1)
+    path.write_bytes(path.read_bytes().replace(b"/work/1", b"/work/9"))
+    bad = run("verify", "--state", str(state))
+    assert bad.exit_code == 1
+    assert "segment-000001.jsonl:4 (record 3)" in bad.stdout
+    value = json.loads(run("verify", "--json", "--state", str(state)).stdout)
+    assert value["status"] == "tampered"
+    assert (value["finding"]["line"], value["finding"]["seq"]) == (4, 3)
+
+
+def test_verify_against_what_was_kept_elsewhere(state: Path, tmp_path: Path) -> None:
+    anchors = (
+        "--public-key",
+        str(state / "keys" / files.PUBLIC_KEY),
+        "--checkpoint",
+        str(state / "journal" / files.CHECKPOINT),
+    )
+    result = run("verify", "--state", str(state), *anchors)
+    assert result.exit_code == 0
+    assert ": intact\n" in result.stdout
+    result = run("verify", "--state", str(state), "--public-key", str(tmp_path / "none"))
+    assert isinstance(result.exception, UsageError)
+    assert result.exception.exit_status == 2
+
+
+def test_tail_follows_across_segments(state: Path) -> None:
+    code = (
+        "import sys; from safeclaw.daemon.cli.audit import audit_group; audit_group(sys.argv[1:])"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code, "tail", "--state", str(state)]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        [*command, "--last", "1"], stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        try:
+            assert "checkpoint of 5" in process.stdout.readline()
+            with Journal.open(state / "journal") as journal:
+                journal.segment_bytes = 1
+                journal.append(Entry(type=RecordType.KILL, reason="first"))
+                journal.commit()
+                assert "first" in process.stdout.readline()
+                assert "rotate" in process.stdout.readline()
+                assert "checkpoint" in process.stdout.readline()
+                journal.append(Entry(type=RecordType.KILL, reason="second"))
+                journal.commit()
+                assert "second" in process.stdout.readline()
+        finally:
+            process.terminate()

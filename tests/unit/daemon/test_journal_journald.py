@@ -1,0 +1,246 @@
+"""The forwarder against a real systemd-journald in a mount namespace of its own."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import select
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from safeclaw.daemon.journal import Entry, Journal, PolicyRef, RecordType, files, read
+from safeclaw.daemon.journal.journald import Forwarder, message_id
+from safeclaw.daemon.journal.verifier import Status, verify
+from safeclaw.daemon.journal.witness import journald_entries
+
+JOURNALD = Path("/lib/systemd/systemd-journald")
+CONFIG = "[Journal]\\nStorage=volatile\\nRateLimitIntervalSec=0\\nRateLimitBurst=0\\nReadKMsg=no\\n"
+SETUP = f"""
+set -e
+mount -t tmpfs tmpfs /run
+mkdir -p /run/systemd/journal /run/systemd/journald.conf.d /run/log/journal
+printf '{CONFIG}' > /run/systemd/journald.conf.d/test.conf
+echo ready
+exec cat
+"""
+
+
+class Journald:
+    """A systemd-journald with a /run of its own, which can be stopped and started."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        self._process: subprocess.Popen[bytes] | None = None
+        self._holder = subprocess.Popen(
+            ["unshare", "--mount", "--propagation", "private", "sh", "-c", SETUP],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert self._holder.stdout is not None
+        assert self._holder.stdout.readline() == b"ready\n"
+        root = Path(f"/proc/{self._holder.pid}/root")
+        self.socket = root / "run/systemd/journal/socket"
+        self.files = root / "run/log/journal"
+
+    def start(self) -> None:
+        notify = self._place / "notify"
+        notify.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
+            ready.bind(str(notify))
+            ready.settimeout(30)
+            self._process = subprocess.Popen(
+                ["nsenter", f"--mount=/proc/{self._holder.pid}/ns/mnt", str(JOURNALD)],
+                env={**os.environ, "NOTIFY_SOCKET": str(notify)},
+                stderr=subprocess.DEVNULL,
+            )
+            while b"READY=1" not in ready.recv(4096):
+                pass
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+            self._process = None
+
+    def close(self) -> None:
+        self.stop()
+        self._holder.communicate()
+
+    def entries(self, count: int) -> list[dict[str, Any]]:
+        """Wait until ``count`` entries of safeclaw are there; return them."""
+        module: Any = importlib.import_module("systemd.journal")
+        found: list[dict[str, Any]] = []
+        with module.Reader(path=str(self.files)) as reader:
+            reader.add_match(SYSLOG_IDENTIFIER="safeclaw")
+            while True:
+                found += list(reader)
+                if len(found) >= count:
+                    return found
+                reader.wait(5)
+
+    def journalctl(self, *arguments: str) -> str:
+        command = ["journalctl", f"--directory={self.files}", "--no-pager", "-o", "cat", *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def journald(tmp_path: Path) -> Iterator[Journald]:
+    if os.geteuid() != 0 or not JOURNALD.exists():
+        pytest.skip("needs root and systemd-journald")
+    if subprocess.run(["unshare", "--mount", "true"], check=False).returncode != 0:
+        pytest.skip("needs a mount namespace")
+    one = Journald(tmp_path)
+    try:
+        yield one
+    finally:
+        one.close()
+
+
+def fill(journal: Journal, count: int) -> None:
+    for number in range(count):
+        journal.append(
+            Entry(
+                type=RecordType.DECISION,
+                session="s-1",
+                agent="tester",
+                attempt=number,
+                action="file.read",
+                target={"path": f"/secrets/{number}"},
+                decision="deny" if number % 2 else "allow",
+                rule="default:2",
+                reason="two\nlines",
+                fingerprint="cd" * 32,
+                policy=PolicyRef(name="default", sha256="ab" * 32, version="1.0"),
+            )
+        )
+    journal.commit()
+
+
+def test_every_record_arrives_with_the_hashes_of_the_chain(
+    journald: Journald, tmp_path: Path
+) -> None:
+    journald.start()
+    directory = tmp_path / "journal"
+    with Journal.open(directory) as journal:
+        fill(journal, 6)
+        journal.checkpoint()
+        journal.commit()
+        forwarder = Forwarder(directory, journal.chain_id, journald.socket)
+        assert forwarder.pump(journal.durable) == 0
+        assert forwarder.problem is None
+        head = journal.head
+        forwarder.close()
+    entries = journald.entries(8)
+    records = list(read(directory))
+    assert [int(entry["SAFECLAW_SEQ"]) for entry in entries] == [r.seq for r in records]
+    assert [entry["SAFECLAW_PREV_HASH"] for entry in entries] == [r.prev for r in records]
+    assert entries[-1]["SAFECLAW_ENTRY_HASH"] == head[1]
+    assert "safeclaw/" in entries[-1]["SAFECLAW_NOTE"]
+    denied = entries[2]
+    assert denied["SAFECLAW_TARGET"] == "/secrets/1"
+    assert denied["SAFECLAW_REASON"] == "two\nlines"
+    assert denied["SAFECLAW_POLICY_SHA256"] == "ab" * 32
+    assert str(denied["MESSAGE_ID"]).replace("-", "") == message_id(RecordType.DECISION)
+    review = journald.journalctl("-t", "safeclaw", "SAFECLAW_DECISION=deny")
+    assert review.count("deny file.read /secrets/") == 3
+    assert "/secrets/0" not in review
+
+
+def test_an_absent_journald_is_reported_and_later_gets_everything(
+    journald: Journald, tmp_path: Path
+) -> None:
+    directory = tmp_path / "journal"
+    with Journal.open(directory) as journal:
+        fill(journal, 3)
+        forwarder = Forwarder(directory, journal.chain_id, journald.socket)
+        assert forwarder.pump(journal.durable) == 4
+        assert forwarder.problem is not None
+        journald.start()
+        assert forwarder.pump(journal.durable) == 0
+        journald.entries(4)
+        journald.stop()
+        fill(journal, 2)
+        assert forwarder.pump(journal.durable) == 2
+        assert forwarder.problem is not None
+        forwarder.close()
+        journald.start()
+        forwarder = Forwarder(directory, journal.chain_id, journald.socket)
+        assert forwarder.next_seq == 4
+        assert forwarder.pump(journal.durable) == 0
+        forwarder.close()
+    assert [int(entry["SAFECLAW_SEQ"]) for entry in journald.entries(6)] == list(range(6))
+
+
+def test_a_journald_that_does_not_read_never_blocks_and_loses_nothing(
+    journald: Journald, tmp_path: Path
+) -> None:
+    journald.start()
+    directory = tmp_path / "journal"
+    with Journal.open(directory) as journal:
+        fill(journal, 3000)
+        forwarder = Forwarder(directory, journal.chain_id, journald.socket)
+        journald.signal(signal.SIGSTOP)
+        left = forwarder.pump(journal.durable)
+        assert left > 0
+        assert forwarder.problem is None
+        journald.signal(signal.SIGCONT)
+        writable = select.poll()
+        writable.register(forwarder, select.POLLOUT)
+        while forwarder.pump(journal.durable):
+            assert writable.poll(30_000)
+        durable = journal.durable
+        forwarder.close()
+    entries = journald.entries(durable + 1)
+    assert [int(entry["SAFECLAW_SEQ"]) for entry in entries] == list(range(durable + 1))
+
+
+def test_a_record_too_large_for_a_datagram_arrives(journald: Journald, tmp_path: Path) -> None:
+    journald.start()
+    directory = tmp_path / "journal"
+    with Journal.open(directory) as journal:
+        argv = ["run", *(["x" * 1000] * 700)]
+        journal.append(
+            Entry(type=RecordType.DECISION, target={"program": "/bin/run", "argv": argv})
+        )
+        journal.commit()
+        forwarder = Forwarder(directory, journal.chain_id, journald.socket)
+        assert forwarder.pump(journal.durable) == 0
+        forwarder.close()
+    assert len(journald.entries(2)[1]["SAFECLAW_TARGET"]) > 700_000
+
+
+def test_a_chain_rewritten_or_cut_with_its_key_is_found_by_journald(
+    journald: Journald, tmp_path: Path
+) -> None:
+    journald.start()
+    directory = tmp_path / "journal"
+    with Journal.open(directory) as journal:
+        fill(journal, 4)
+        forwarder = Forwarder(directory, journal.chain_id, journald.socket)
+        forwarder.pump(journal.durable)
+        forwarder.close()
+    journald.entries(5)
+    report = verify(directory, witness=journald_entries(directory, journald.files))
+    assert report.headline == "intact"
+    assert report.anchors == ["journald: 5 records with the same hash"]
+    # The owner cuts the tail and signs a new end with the real key.
+    path = directory / files.segment_name(1)
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:3]))
+    (directory / files.CHECKPOINT).unlink()
+    with Journal.open(directory) as journal:
+        journal.checkpoint()
+    assert verify(directory).headline == "internally consistent"
+    report = verify(directory, witness=journald_entries(directory, journald.files))
+    assert report.status is Status.TAMPERED
+    assert report.finding is not None
+    assert report.finding.seq == 3
