@@ -25,7 +25,7 @@ SYSTEM_DIRECTORY = "/run/safeclaw"
 SOCKET_NAME = "broker.sock"
 LOCK_NAME = "start.lock"
 #: How long to wait for a broker that has accepted a session.
-ANSWER = 10.0
+ANSWER = 5.0
 
 
 def state_directory(environment: dict[str, str]) -> Path:
@@ -107,10 +107,10 @@ class Client:
         except OSError as problem:
             raise self._silent() from problem
 
-    def lease(self) -> protocol.Lease:
+    def lease(self, timeout: float = ANSWER) -> protocol.Lease:
         """Return the lease.  Raises BrokerError with what the broker says against it."""
         try:
-            data = self.channel.receive(ANSWER)
+            data = self.channel.receive(timeout)
         except OSError as problem:
             raise self._silent() from problem
         if data is None:
@@ -130,11 +130,11 @@ class Client:
             hint=f"if it is stopped, kill -CONT {pid}; if it hangs, kill -KILL {pid}",
         )
 
-    def finish(self) -> None:
+    def finish(self, timeout: float = ANSWER) -> None:
         """Say that nothing more comes, and wait until the broker has let go."""
         with contextlib.suppress(OSError, BrokerError):
             self.channel.sock.shutdown(socket.SHUT_WR)
-            while self.channel.receive(ANSWER) is not None:
+            while self.channel.receive(timeout) is not None:
                 pass
         self.channel.close()
 

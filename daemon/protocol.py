@@ -147,8 +147,8 @@ ToBroker = Hello | Decided | Started | Violated | Renew | Flush | End
 ToSupervisor = Lease | Refused | Granted | Ack | Fault | Ended
 
 _encoder = msgspec.msgpack.Encoder()
-_to_broker = msgspec.msgpack.Decoder(ToBroker)
-_to_supervisor = msgspec.msgpack.Decoder(ToSupervisor)
+_to_broker: msgspec.msgpack.Decoder[ToBroker] = msgspec.msgpack.Decoder(ToBroker)
+_to_supervisor: msgspec.msgpack.Decoder[ToSupervisor] = msgspec.msgpack.Decoder(ToSupervisor)
 
 
 def encode(message: ToBroker | ToSupervisor) -> bytes:

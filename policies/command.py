@@ -8,14 +8,14 @@ arguments one by one; a last ``*`` takes all that remain, even none.
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+
+import msgspec
 
 from safeclaw.policies import glob
 from safeclaw.policies.glob import GlobError, PathGlob, Word
 
 
-@dataclass(frozen=True, slots=True)
-class Arguments:
+class Arguments(msgspec.Struct, frozen=True):
     """What the arguments after the program must look like."""
 
     words: tuple[Word, ...]
@@ -32,8 +32,7 @@ class Arguments:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class CommandGlob:
+class CommandGlob(msgspec.Struct, frozen=True):
     """A compiled command pattern: either ``name`` or ``path`` is set."""
 
     name: Word | None

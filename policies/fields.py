@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 
@@ -34,6 +33,8 @@ def kind(node: Node) -> str:
 
 def meant(text: str, known: Iterable[str]) -> str:
     """Return "; did you mean …?" or, without a guess, the known words."""
+    import difflib  # only a mistake needs it
+
     names = list(known)
     near = difflib.get_close_matches(text.lower(), names, n=1, cutoff=0.6)
     return f"; did you mean '{near[0]}'?" if near else f"; known are {', '.join(names)}"

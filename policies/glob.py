@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 MAX_ALTERNATIVES = 256
 _WILD = frozenset("*?[")
@@ -25,8 +26,7 @@ class GlobError(Exception):
     """A glob is written wrongly; the message says how."""
 
 
-@dataclass(frozen=True, slots=True)
-class CharSet:
+class CharSet(msgspec.Struct, frozen=True):
     """One character out of, or not out of, some ranges (both ends included)."""
 
     negated: bool
@@ -41,8 +41,7 @@ Atom = str | CharSet | None
 """One character of a piece: itself, one of a set, or (None) any."""
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(msgspec.Struct, frozen=True):
     """A run of characters without a star, hence of fixed length."""
 
     atoms: tuple[Atom, ...]
@@ -71,8 +70,7 @@ class Piece:
         return -1
 
 
-@dataclass(frozen=True, slots=True)
-class Word:
+class Word(msgspec.Struct, frozen=True):
     """A glob for one component: its pieces, with a star between each two."""
 
     pieces: tuple[Piece, ...]
@@ -211,8 +209,7 @@ Part = str | Word | None
 """One part of a path glob: a literal component, a word glob, or (None) ``**``."""
 
 
-@dataclass(frozen=True, slots=True)
-class PathGlob:
+class PathGlob(msgspec.Struct, frozen=True):
     """A glob for absolute paths.
 
     ``prefix`` is the literal directory that every match lies in or is; ``rest``

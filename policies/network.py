@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+
+import msgspec
 
 from safeclaw.policies.document import PortRange
 from safeclaw.policies.glob import GlobError
@@ -28,8 +29,7 @@ SPECIAL: tuple[Network, ...] = tuple(
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Host:
+class Host(msgspec.Struct, frozen=True):
     """One host of a rule: a network, a name, or (both None) any host."""
 
     network: Network | None = None

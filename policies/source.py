@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import os
-import socket
 import stat
 import sys
 from pathlib import Path
@@ -141,6 +140,10 @@ def _addresses(policy: Policy) -> tuple[tuple[str, tuple[str, ...]], ...]:
         if host.name is not None and not host.name.startswith("*.")
     }
     found: list[tuple[str, tuple[str, ...]]] = []
+    if not names:
+        return ()
+    import socket  # only a policy that names hosts needs it
+
     for name in sorted(names):
         try:
             answers = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)

@@ -133,7 +133,11 @@ class Mediator:
 
     def background(self, note: Notification, work: Callable[[], int | None]) -> None:
         """Finish ``note`` in a thread of its own."""
-        threading.Thread(target=self._answer, args=(note, lambda _: work()), daemon=True).start()
+
+        def handler(_: Notification) -> int | None:
+            return work()
+
+        threading.Thread(target=self._answer, args=(note, handler), daemon=True).start()
 
     def serve(self) -> None:
         """Answer notifications until the listener hangs up."""

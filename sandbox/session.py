@@ -33,7 +33,7 @@ class LaunchSpec:
     writable: tuple[str, ...]
     executable_roots: tuple[str, ...]
     masked: tuple[str, ...] = ()
-    environment: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict[str, str])
     network: bool = False
 
 

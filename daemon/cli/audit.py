@@ -150,6 +150,7 @@ def verify(
 ) -> None:
     """Print the verdict, what it rests on, and what it cannot exclude."""
     from safeclaw.daemon.journal import files, verifier
+    from safeclaw.daemon.journal.report import whose
 
     directory = state / "journal"
     try:
@@ -164,7 +165,7 @@ def verify(
         where = Path(journald_directory) if journald_directory is not None else None
         witness = journald_entries(directory, where)
     report = verifier.verify(directory, public_key=key, checkpoints=kept, witness=witness)
-    owner = verifier.whose(directory)
+    owner = whose(directory)
     if as_json:
         value = {
             "status": report.status,

@@ -143,7 +143,8 @@ class _Run:
             self._client.finish()
             return
         lost = gate.lost or reason
-        self._client.finish()
+        # A broker that is silent has had its grace; one that is going closes at once.
+        self._client.finish(timeout=1.0)
         try:
             client.recover(
                 self._state,
@@ -156,7 +157,7 @@ class _Run:
             count = len(gate.unacknowledged)
             display.tell("\n".join(problem.diagnostics()))
             display.tell(
-                f"safeclaw: the last {count} records may be missing, and the session's end"
+                f"safeclaw: nobody confirms the last {count} records, nor the session's end"
             )
 
     def _lost(self, reason: str) -> None:

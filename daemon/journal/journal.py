@@ -16,17 +16,15 @@ import base64
 import os
 import threading
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
-
-import msgspec
 
 from safeclaw.daemon.journal import files
 from safeclaw.daemon.journal.merkle import leaf_hash
 from safeclaw.daemon.journal.note import Checkpoint, SigningKey
 from safeclaw.daemon.journal.record import VERSION, Entry, Record, RecordType, Subject, encode
 from safeclaw.daemon.journal.recovery import FrontierFile, Head, find_head, set_aside
+from safeclaw.daemon.journal.store import PUBLISH_NS, Batch, Mark, Store
 from safeclaw.errors import JournalError, JournalFaultError
 
 CHECKPOINT_RECORDS: Final = 1024
@@ -36,23 +34,6 @@ SEGMENT_BYTES: Final = 64 << 20
 SEGMENT_NS: Final = 86_400 * 1_000_000_000
 #: A wall clock that moves against the boot clock by more than this is a step.
 STEP_US: Final = 1_000_000
-
-
-@dataclass
-class _Batch:
-    """Lines that go into one segment with one write."""
-
-    segment: int
-    lines: list[bytes] = field(default_factory=lambda: list[bytes]())
-
-
-@dataclass(frozen=True)
-class _Mark:
-    """A signed checkpoint that is to be published once ``size`` records are durable."""
-
-    size: int
-    note: str
-    frontier: FrontierFile
 
 
 def origin(chain: str) -> str:
@@ -72,12 +53,9 @@ class Journal:
         self._append_lock = threading.Lock()
         self._commit_lock = threading.Lock()
         self._fault: str | None = None
-        self._fd = -1
-        self._file_segment = 0
-        self._file_size = 0
-        self._batches: list[_Batch] = [_Batch(head.segment)]
-        self._mark: _Mark | None = None
-        self._published_ns = 0
+        self._store = Store(directory)
+        self._batches: list[Batch] = [Batch(head.segment)]
+        self._mark: Mark | None = None
         self._durable = head.seq - 1
         self._dirty = head.unsigned > 0
         self._since_checkpoint = head.unsigned
@@ -194,17 +172,18 @@ class Journal:
             with self._append_lock:
                 self._check_fault()
                 batches = self._batches
-                self._batches = [_Batch(self._head.segment)]
+                self._batches = [Batch(self._head.segment)]
                 last = self._head.seq - 1
                 mark = self._mark
                 self._mark = None
             try:
                 for batch in batches:
                     if batch.lines:
-                        self._write(batch)
+                        self._store.write(batch)
                 self._durable = last
-                if mark is not None:
-                    self._publish(mark)
+                if mark is not None and not self._store.publish(mark):
+                    with self._append_lock:
+                        self._mark = self._mark or mark
             except OSError as error:
                 self._fault = f"{self._directory}: {error.strerror or error}"
                 raise JournalFaultError(
@@ -240,7 +219,7 @@ class Journal:
     def next_tick_ns(self) -> int:
         """Return when :meth:`tick` has work next, on the monotonic clock."""
         if self._mark is not None:
-            return self._published_ns + CHECKPOINT_NS // 2
+            return self._store.published_ns + PUBLISH_NS
         if self._dirty:
             return self._checkpoint_ns + CHECKPOINT_NS
         return self._append_ns + HEARTBEAT_NS
@@ -261,7 +240,7 @@ class Journal:
             if self._fault is None and self._lock_fd >= 0:
                 if self._dirty:
                     self.checkpoint()
-                self._published_ns = 0
+                self._store.published_ns = 0
                 self.commit()
         finally:
             self._release()
@@ -274,10 +253,10 @@ class Journal:
 
     def _release(self) -> None:
         self._fault = self._fault or "it is closed"
-        for fd in (self._fd, self._lock_fd):
-            if fd >= 0:
-                os.close(fd)
-        self._fd = self._lock_fd = -1
+        self._store.close()
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+        self._lock_fd = -1
 
     def _check_fault(self) -> None:
         if self._fault is not None:
@@ -363,7 +342,7 @@ class Journal:
         head = self._head
         nodes = [node.hex() for node in head.frontier.nodes]
         cache = FrontierFile(head.chain, head.seq, head.segment, head.offset, head.prev, nodes)
-        self._mark = _Mark(head.seq, note, cache)
+        self._mark = Mark(head.seq, note, cache)
         self._since_checkpoint = 0
         self._checkpoint_ns = time.monotonic_ns()
         self._dirty = False
@@ -378,53 +357,6 @@ class Journal:
         head.segment += 1
         head.offset = 0
         self._segment_ns = self._append_ns
-        self._batches.append(_Batch(head.segment))
+        self._batches.append(Batch(head.segment))
         self._append(Entry(type=RecordType.ROTATE, detail=detail))
         self._checkpoint()
-
-    # What follows holds the commit lock.
-
-    def _write(self, batch: _Batch) -> None:
-        path = self._directory / files.segment_name(batch.segment)
-        if batch.segment != self._file_segment:
-            if self._fd >= 0:
-                os.close(self._fd)
-                self._fd = -1
-            create = not path.exists()
-            try:
-                self._fd = files.open_segment(path, create=create)
-            except JournalError as error:
-                raise OSError(0, error.message) from error
-            self._file_segment = batch.segment
-            self._file_size = os.fstat(self._fd).st_size
-            if create:
-                files.sync_directory(self._directory)
-        # Someone may have put another file in its place, or written to it.
-        status, named = os.fstat(self._fd), os.stat(path, follow_symlinks=False)
-        if status.st_size != self._file_size or (status.st_dev, status.st_ino, 1) != (
-            named.st_dev,
-            named.st_ino,
-            named.st_nlink,
-        ):
-            raise OSError(0, f"{path.name} was changed by someone else")
-        batch.lines.append(b"")
-        data = b"\n".join(batch.lines)
-        written = os.write(self._fd, data)
-        if written != len(data):
-            raise OSError(28, "No space left on device (short write)")
-        os.fdatasync(self._fd)
-        self._file_size += written
-
-    def _publish(self, mark: _Mark) -> None:
-        """Put the latest checkpoint beside the chain, at most about once a second."""
-        now = time.monotonic_ns()
-        if self._published_ns and now - self._published_ns < CHECKPOINT_NS // 2:
-            with self._append_lock:
-                if self._mark is None:
-                    self._mark = mark
-            return
-        files.replace(
-            self._directory / files.FRONTIER, msgspec.json.encode(mark.frontier), sync=False
-        )
-        files.replace(self._directory / files.CHECKPOINT, mark.note.encode())
-        self._published_ns = now

@@ -25,7 +25,7 @@ def lines(directory: Path) -> Iterator[tuple[Path, int, bytes]]:
         JournalError: there is no journal, or it cannot be read.
     """
     try:
-        found = files.segments(directory)
+        found = files.segments(directory) if directory.exists() else []
         if not found:
             raise JournalError(f"{directory}: no journal here", hint="give --state DIR")
         for _, path in found:

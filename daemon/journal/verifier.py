@@ -24,11 +24,10 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import enum
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -44,95 +43,11 @@ from safeclaw.daemon.journal.record import (
     RecordType,
     decode,
 )
+from safeclaw.daemon.journal.report import Finding, Report, Status
 from safeclaw.errors import JournalError
 
 #: Twice what the writer takes for a step, and what slewing may add.
 STEP_US: Final = 2_000_000
-
-
-class Status(enum.StrEnum):
-    """The verdict on a journal."""
-
-    INTACT = "intact"
-    TAMPERED = "tampered"
-    INCOMPLETE = "incomplete"
-
-
-EXIT_STATUS: Final = {Status.INTACT: 0, Status.TAMPERED: 1, Status.INCOMPLETE: 3}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The first thing that is wrong: where (line from 1; 0 when it is the file), and what."""
-
-    segment: str
-    line: int
-    seq: int | None
-    what: str
-
-    def __str__(self) -> str:
-        place = f"{self.segment}:{self.line}" if self.line else self.segment
-        sequence = "" if self.seq is None else f" (record {self.seq})"
-        return f"{place}{sequence}: {self.what}"
-
-
-@dataclass
-class Report:
-    """What was checked, against what, and what that leaves open."""
-
-    status: Status = Status.INTACT
-    finding: Finding | None = None
-    chain: str = ""
-    records: int = 0
-    segments: int = 0
-    checkpoints: int = 0
-    signed: int = 0  # records that the latest good checkpoint covers
-    first_ts: str = ""
-    last_ts: str = ""
-    anchors: list[str] = field(default_factory=lambda: list[str]())
-    notes: list[str] = field(default_factory=lambda: list[str]())
-
-    @property
-    def exit_status(self) -> int:
-        """Return the exit status that says this verdict."""
-        return EXIT_STATUS[self.status]
-
-    @property
-    def headline(self) -> str:
-        """Return the verdict in words; "intact" only where an anchor vouches for it."""
-        if self.status is not Status.INTACT:
-            return str(self.status)
-        return "intact" if self.anchors else "internally consistent"
-
-    def checked(self) -> list[str]:
-        """Return what was looked at."""
-        return [
-            f"{self.records} records in {self.segments} segments: "
-            "canonical form, sequence, links, chain id, clock",
-            f"{self.checkpoints} checkpoints: size, root, signature",
-            *(f"anchor: {anchor}" for anchor in self.anchors),
-        ]
-
-    def open_questions(self) -> list[str]:
-        """Return what this verification cannot exclude."""
-        left: list[str] = []
-        if not self.anchors:
-            left.append(
-                "that whoever owns the files and the key rewrote all of it, "
-                "or put an older copy in its place: give --checkpoint or --public-key"
-            )
-        elif not any(anchor.startswith("checkpoint") for anchor in self.anchors):
-            left.append(
-                "that whoever holds the private key rewrote it, or that an older copy "
-                "was put in its place: give --checkpoint"
-            )
-        if self.records > self.signed:
-            left.append(
-                f"changes to the last {self.records - self.signed} records, "
-                "which no checkpoint covers yet"
-            )
-        left.append("that records after the last one were cut off together with their checkpoint")
-        return left
 
 
 class _Stop(Exception):
@@ -344,17 +259,6 @@ def verify(
         elif witness is not None:
             walk.report.notes.append("journald has no record of this chain")
     return walk.report
-
-
-def whose(directory: Path) -> str:
-    """Return who can rewrite these files, in words; empty when nobody knows."""
-    try:
-        uid = directory.stat().st_uid
-    except OSError:
-        return ""
-    if directory.resolve().is_relative_to("/var/lib/safeclaw"):
-        return f"the system daemon's (uid {uid}): out of reach of agents and users, not of root"
-    return f"a user's own (uid {uid}): that user and root can rewrite it; anchors bind them"
 
 
 def _walk(walk: _Walk, directory: Path, checkpoints: Sequence[tuple[str, str]]) -> None:

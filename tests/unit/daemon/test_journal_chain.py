@@ -18,7 +18,8 @@ from safeclaw.daemon.journal import Entry, Journal, PolicyRef, RecordType, files
 from safeclaw.daemon.journal.merkle import Frontier, leaf_hash, node_hash
 from safeclaw.daemon.journal.note import NoteError, PublicKey, SigningKey, open_note
 from safeclaw.daemon.journal.record import Record, RecordError, decode, encode
-from safeclaw.daemon.journal.verifier import Report, Status, verify
+from safeclaw.daemon.journal.report import Finding, Report, Status
+from safeclaw.daemon.journal.verifier import verify
 from safeclaw.errors import JournalError, JournalFaultError
 
 POLICY = PolicyRef(name="default", sha256="ab" * 32, version="1.0")
@@ -58,7 +59,7 @@ def segment(directory: Path, number: int = 1) -> Path:
     return directory / files.segment_name(number)
 
 
-def found(directory: Path) -> verifier.Finding:
+def found(directory: Path) -> Finding:
     report = verify(directory)
     assert report.status is Status.TAMPERED
     assert report.finding is not None

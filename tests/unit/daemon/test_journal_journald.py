@@ -16,7 +16,8 @@ import pytest
 
 from safeclaw.daemon.journal import Entry, Journal, PolicyRef, RecordType, files, read
 from safeclaw.daemon.journal.journald import Forwarder, message_id
-from safeclaw.daemon.journal.verifier import Status, verify
+from safeclaw.daemon.journal.report import Status
+from safeclaw.daemon.journal.verifier import verify
 from safeclaw.daemon.journal.witness import journald_entries
 
 JOURNALD = Path("/lib/systemd/systemd-journald")

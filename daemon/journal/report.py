@@ -1,0 +1,104 @@
+"""A verification's verdict: what was checked, against what, and what that leaves open."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+
+class Status(enum.StrEnum):
+    """The verdict on a journal."""
+
+    INTACT = "intact"
+    TAMPERED = "tampered"
+    INCOMPLETE = "incomplete"
+
+
+EXIT_STATUS: Final = {Status.INTACT: 0, Status.TAMPERED: 1, Status.INCOMPLETE: 3}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The first thing that is wrong: where (line from 1; 0 when it is the file), and what."""
+
+    segment: str
+    line: int
+    seq: int | None
+    what: str
+
+    def __str__(self) -> str:
+        place = f"{self.segment}:{self.line}" if self.line else self.segment
+        sequence = "" if self.seq is None else f" (record {self.seq})"
+        return f"{place}{sequence}: {self.what}"
+
+
+@dataclass
+class Report:
+    """What was checked, against what, and what that leaves open."""
+
+    status: Status = Status.INTACT
+    finding: Finding | None = None
+    chain: str = ""
+    records: int = 0
+    segments: int = 0
+    checkpoints: int = 0
+    signed: int = 0  # records that the latest good checkpoint covers
+    first_ts: str = ""
+    last_ts: str = ""
+    anchors: list[str] = field(default_factory=lambda: list[str]())
+    notes: list[str] = field(default_factory=lambda: list[str]())
+
+    @property
+    def exit_status(self) -> int:
+        """Return the exit status that says this verdict."""
+        return EXIT_STATUS[self.status]
+
+    @property
+    def headline(self) -> str:
+        """Return the verdict in words; "intact" only where an anchor vouches for it."""
+        if self.status is not Status.INTACT:
+            return str(self.status)
+        return "intact" if self.anchors else "internally consistent"
+
+    def checked(self) -> list[str]:
+        """Return what was looked at."""
+        return [
+            f"{self.records} records in {self.segments} segments: "
+            "canonical form, sequence, links, chain id, clock",
+            f"{self.checkpoints} checkpoints: size, root, signature",
+            *(f"anchor: {anchor}" for anchor in self.anchors),
+        ]
+
+    def open_questions(self) -> list[str]:
+        """Return what this verification cannot exclude."""
+        left: list[str] = []
+        if not self.anchors:
+            left.append(
+                "that whoever owns the files and the key rewrote all of it, "
+                "or put an older copy in its place: give --checkpoint or --public-key"
+            )
+        elif not any(anchor.startswith("checkpoint") for anchor in self.anchors):
+            left.append(
+                "that whoever holds the private key rewrote it, or that an older copy "
+                "was put in its place: give --checkpoint"
+            )
+        if self.records > self.signed:
+            left.append(
+                f"changes to the last {self.records - self.signed} records, "
+                "which no checkpoint covers yet"
+            )
+        left.append("that records after the last one were cut off together with their checkpoint")
+        return left
+
+
+def whose(directory: Path) -> str:
+    """Return who can rewrite these files, in words; empty when nobody knows."""
+    try:
+        uid = directory.stat().st_uid
+    except OSError:
+        return ""
+    if directory.resolve().is_relative_to("/var/lib/safeclaw"):
+        return f"the system daemon's (uid {uid}): out of reach of agents and users, not of root"
+    return f"a user's own (uid {uid}): that user and root can rewrite it; anchors bind them"

@@ -1,0 +1,279 @@
+"""The gate against a broker's end that the test plays, on a real socket."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from safeclaw.daemon import protocol
+from safeclaw.daemon.channel import Channel
+from safeclaw.daemon.gate import Gate
+from safeclaw.errors import BrokerError
+from safeclaw.policies.compiled import CompiledPolicy, Context, compile_policy
+from safeclaw.policies.loader import load
+from safeclaw.policies.model import Attempt, Decision, FileTarget, Verdict
+
+POLICY = b"""
+version: "1.0"
+rules:
+  - {action: file.read, path: "src/**", effect: allow, reason: sources}
+  - {action: file.write, path: "ask/**", effect: ask}
+  - {action: "*", effect: deny}
+"""
+READ = Attempt("file.read", FileTarget("/w/src/a"))
+SECRET = Attempt("file.read", FileTarget("/w/secret"))
+
+
+def compiled() -> CompiledPolicy:
+    return compile_policy(load(POLICY, name="p.yaml"), Context("/w", "/home/u"))
+
+
+class Far:
+    """The broker's end: answers by its own rules, and remembers what it was told."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.channel = Channel(sock, message_max=1 << 22)
+        self.heard: list[protocol.ToBroker] = []
+        self.grants = True
+        self.acknowledges = True
+        self.thread = threading.Thread(target=self._serve)
+        self.thread.start()
+
+    def _serve(self) -> None:
+        number = 0
+        while True:
+            try:
+                data = self.channel.receive()
+            except OSError:
+                return
+            if data is None:
+                return
+            message = protocol.decode_to_broker(data)
+            self.heard.append(message)
+            match message:
+                case protocol.Renew(at):
+                    if self.grants:
+                        self.say(protocol.Granted(at))
+                case protocol.Flush():
+                    if self.acknowledges:
+                        self.say(protocol.Ack(number))
+                case protocol.Decided(number=n) | protocol.Started(number=n):
+                    number = n
+                case protocol.End():
+                    self.say(protocol.Ack(number))
+                    self.say(protocol.Ended())
+                case _:
+                    pass
+
+    def say(self, message: protocol.ToSupervisor) -> None:
+        self.channel.send(protocol.encode(message), 1.0)
+
+    def decisions(self) -> list[protocol.Decided]:
+        return [message for message in self.heard if isinstance(message, protocol.Decided)]
+
+
+class Setting:
+    """A gate, the far end, and what the gate reported."""
+
+    def __init__(self) -> None:
+        one, two = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.near = Channel(one, message_max=1 << 22)
+        self.far = Far(two)
+        self.lost: list[str] = []
+        self.lost_event = threading.Event()
+        self.denied: list[Attempt] = []
+
+    def gate(self, *, grace: float = 5.0, strict: bool = False, observe: bool = False) -> Gate:
+        def on_lost(reason: str) -> None:
+            self.lost.append(reason)
+            self.lost_event.set()
+
+        def on_denied(attempt: Attempt, verdict: Verdict) -> None:
+            assert verdict.decision is Decision.DENY
+            self.denied.append(attempt)
+
+        return Gate(
+            self.near,
+            compiled(),
+            on_lost=on_lost,
+            on_denied=on_denied,
+            strict=strict,
+            observe=observe,
+            grace=grace,
+        )
+
+    def close(self) -> None:
+        self.near.close()
+        self.far.channel.close()
+        self.far.thread.join()
+
+
+@pytest.fixture(name="setting")
+def _setting() -> Iterator[Setting]:
+    setting = Setting()
+    yield setting
+    setting.close()
+
+
+def judge(gate: Gate, attempt: Attempt) -> Verdict:
+    return gate.judge(attempt, pid=7, exe="/bin/a", enforced_by="seccomp-notify")
+
+
+def test_decisions_are_numbered_and_handed_over_with_their_verdict(setting: Setting) -> None:
+    gate = setting.gate()
+    gate.started({"layer": "test"})
+    assert judge(gate, READ).decision is Decision.ALLOW
+    assert judge(gate, SECRET).decision is Decision.DENY
+    assert judge(gate, SECRET).decision is Decision.DENY
+    assert gate.end("done", 0)
+    heard = setting.far.decisions()
+    assert [(m.number, m.decision, m.rule) for m in heard] == [
+        (2, Decision.ALLOW, "p:1"),
+        (3, Decision.DENY, "p:3"),
+        (4, Decision.DENY, "p:3"),
+    ]
+    assert heard[0].pid == 7
+    assert setting.denied == [SECRET], "a person is told once"
+    assert gate.denials == 2
+    assert gate.unacknowledged == []
+    assert setting.lost == []
+
+
+def test_records_are_kept_until_they_are_acknowledged(setting: Setting) -> None:
+    gate = setting.gate()
+    gate.started({})
+    for _ in range(5):
+        judge(gate, READ)
+    assert len(gate.unacknowledged) == 5
+    numbers = [protocol.decode_to_broker(packet) for packet in gate.unacknowledged]
+    assert [m.number for m in numbers if isinstance(m, protocol.Decided)] == [2, 3, 4, 5, 6]
+
+
+def test_nothing_is_allowed_when_the_broker_never_answers(setting: Setting) -> None:
+    setting.far.grants = False
+    gate = setting.gate(grace=0.05)
+    verdict = judge(gate, READ)
+    assert verdict.decision is Decision.DENY
+    assert verdict.rule == "broker-lost"
+    assert setting.lost == ["the broker has not answered for 0.05 s"]
+    assert setting.far.decisions() == []
+    assert len(gate.unacknowledged) == 1, "the refusal is kept for the journal"
+
+
+def test_an_attempt_waits_for_a_broker_that_is_late(setting: Setting) -> None:
+    setting.far.grants = False
+    gate = setting.gate(grace=30.0)
+    gate.started({})
+    found: list[Verdict] = []
+    waiting = threading.Thread(target=lambda: found.append(judge(gate, READ)))
+    waiting.start()
+    renew = wait_for(lambda: [m for m in setting.far.heard if isinstance(m, protocol.Renew)])
+    assert found == []
+    # From a clock that runs ahead, so that the answer is in time on any machine.
+    setting.far.say(protocol.Granted(renew[0].at + 3_600_000_000_000))
+    waiting.join()
+    assert found[0].decision is Decision.ALLOW
+    assert setting.lost == []
+
+
+def test_an_answer_to_an_old_question_gives_no_new_time(setting: Setting) -> None:
+    setting.far.grants = False
+    gate = setting.gate(grace=0.05)
+    gate.started({})
+    setting.far.say(protocol.Granted(time.monotonic_ns() - protocol.LEASE_NS))
+    assert judge(gate, READ).decision is Decision.DENY
+
+
+def test_the_end_of_the_broker_denies_everything_and_is_told_once(setting: Setting) -> None:
+    gate = setting.gate()
+    gate.started({})
+    assert judge(gate, READ).decision is Decision.ALLOW
+    setting.far.channel.close()
+    assert setting.lost_event.wait(10)
+    assert judge(gate, READ).decision is Decision.DENY
+    assert judge(gate, READ).decision is Decision.DENY
+    assert gate.peek(READ).decision is Decision.DENY
+    assert len(setting.lost) == 1
+    kept = [protocol.decode_to_broker(packet) for packet in gate.unacknowledged]
+    assert [(m.number, m.decision) for m in kept if isinstance(m, protocol.Decided)] == [
+        (2, Decision.ALLOW),
+        (3, Decision.DENY),
+        (4, Decision.DENY),
+    ]
+    assert not gate.end("done", 0)
+
+
+@pytest.mark.parametrize(
+    ("message", "word"),
+    [
+        (protocol.Fault("no space left"), "no space left"),
+        (protocol.Refused("number 3 was used twice"), "used twice"),
+    ],
+)
+def test_a_fault_or_a_refusal_ends_everything(
+    setting: Setting, message: protocol.ToSupervisor, word: str
+) -> None:
+    gate = setting.gate()
+    gate.started({})
+    setting.far.say(message)
+    assert setting.lost_event.wait(10)
+    assert judge(gate, READ).decision is Decision.DENY
+    assert word in setting.lost[0]
+
+
+def test_strict_waits_for_the_disk(setting: Setting) -> None:
+    gate = setting.gate(strict=True, grace=0.05)
+    gate.started({})
+    setting.far.acknowledges = False
+    assert judge(gate, READ).decision is Decision.DENY
+    assert setting.lost == ["the broker has written nothing for 0.05 s"]
+
+
+def test_strict_allows_what_is_on_disk(setting: Setting) -> None:
+    gate = setting.gate(strict=True)
+    gate.started({})
+    assert judge(gate, READ).decision is Decision.ALLOW
+    assert gate.unacknowledged == []
+
+
+def test_a_session_that_cannot_be_recorded_does_not_start(setting: Setting) -> None:
+    setting.far.acknowledges = False
+    gate = setting.gate(grace=0.05)
+    with pytest.raises(BrokerError, match="cannot be recorded"):
+        gate.started({})
+
+
+def test_observe_allows_and_records_the_denial(setting: Setting) -> None:
+    gate = setting.gate(observe=True)
+    gate.started({})
+    assert judge(gate, SECRET).decision is Decision.ALLOW
+    assert gate.end("done", 0)
+    (message,) = setting.far.decisions()
+    assert (message.decision, message.enforced_by) == (Decision.DENY, "observe")
+
+
+def test_many_threads_use_every_number_once_and_in_order(setting: Setting) -> None:
+    gate = setting.gate()
+    gate.started({})
+    threads = [
+        threading.Thread(target=lambda: [judge(gate, READ) for _ in range(200)]) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert gate.end("done", 0)
+    assert [m.number for m in setting.far.decisions()] == list(range(2, 1602))
+
+
+def wait_for(probe: Callable[[], list[protocol.Renew]]) -> list[protocol.Renew]:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        found = probe()
+        if found:
+            return found
+    raise AssertionError("it never happened")
