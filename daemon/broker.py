@@ -16,13 +16,13 @@ import os
 import selectors
 import signal
 import socket
-import threading
 import time
 from pathlib import Path
 
 from safeclaw.daemon import protocol
 from safeclaw.daemon.channel import Channel, peer_credentials, socket_at
 from safeclaw.daemon.client import LOCK_NAME, SOCKET_NAME
+from safeclaw.daemon.committer import Committer
 from safeclaw.daemon.journal.journal import Journal
 from safeclaw.daemon.journal.record import Entry
 from safeclaw.daemon.sessions import Session
@@ -51,12 +51,8 @@ class Broker:
         self._selector.register(self._woken, selectors.EVENT_READ)
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._stopping = False
-        # Guards the next four; the commit thread waits on it.
-        self._work = threading.Condition()
-        self._appended = 0
-        self._durable = 0
-        self._commit_fault: JournalError | None = None
-        self._closing = False
+        self._committer: Committer | None = None
+        self._appended = -1
         self._served = False
 
     # ---- the loop
@@ -69,13 +65,11 @@ class Broker:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             self._journal = Journal.open(self._state / "journal")
-            self._appended = self._durable = self._journal.durable
+            self._committer = Committer(self._journal, self._wake)
         except JournalError as problem:
             self._fault = problem
         except OSError as problem:
             self._fault = JournalError(f"{problem.filename or self._state}: {problem.strerror}")
-        committer = threading.Thread(target=self._commit, name="commit", daemon=True)
-        committer.start()
         while True:
             for key, events in self._selector.select(self._timeout()):
                 if key.fileobj is self._listener:
@@ -91,11 +85,11 @@ class Broker:
                 # No session_end: the supervisors may go on with the next broker.
                 for session in list(self._sessions.values()):
                     self._post(session, protocol.Refused("the broker is being stopped"))
-                self._finish(committer)
+                self._finish()
                 return
             if self._live() or self._stay:
                 self._release()
-            elif self._served and self._retire(committer):
+            elif self._served and self._retire():
                 return
 
     def _live(self) -> bool:
@@ -276,37 +270,15 @@ class Broker:
         self._commit_soon()
 
     def _commit_soon(self) -> None:
-        with self._work:
-            if self._durable < self._appended:
-                self._work.notify()
-
-    def _commit(self) -> None:
-        """Make durable what was appended, over and over; the second thread."""
-        journal = self._journal
-        if journal is None:
-            return
-        while True:
-            with self._work:
-                self._work.wait_for(lambda: self._durable < self._appended or self._closing)
-                if self._closing:
-                    return
-            try:
-                durable = journal.commit()
-            except JournalError as problem:
-                with self._work:
-                    self._commit_fault = problem
-                os.write(self._wake, b"f")
-                return
-            with self._work:
-                self._durable = durable
-            with contextlib.suppress(BlockingIOError):  # full: the loop is awake anyway
-                os.write(self._wake, b"c")
+        if self._committer is not None:
+            self._committer.appended(self._appended)
 
     def _acknowledge(self) -> None:
         """Tell the sessions how far their records are on disk."""
-        with self._work:
-            durable = self._durable
-            problem = self._commit_fault
+        if self._committer is None:
+            return
+        durable = self._committer.durable
+        problem = self._committer.fault
         if problem is not None and self._fault is None:
             self._fail(problem)
         for session in list(self._sessions.values()):
@@ -340,9 +312,12 @@ class Broker:
         """Allow nothing any more; tell every session why."""
         if self._fault is not None:
             return
-        self._fault = problem
+        reason = (self._journal.fault if self._journal is not None else None) or problem.message
+        self._fault = JournalFaultError(
+            f"the journal cannot be written: {reason}", hint=problem.hint
+        )
         for session in list(self._sessions.values()):
-            self._post(session, protocol.Fault(problem.message))
+            self._post(session, protocol.Fault(reason))
 
     def _tick(self) -> None:
         """Let the journal write the checkpoints and heartbeats that are due."""
@@ -402,7 +377,7 @@ class Broker:
 
     # ---- the end
 
-    def _retire(self, committer: threading.Thread) -> bool:
+    def _retire(self) -> bool:
         """Stop if nobody is about to connect; False when somebody is."""
         lock = os.open(self._state / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -414,19 +389,17 @@ class Broker:
             if self._live():
                 return False
             # Still under the lock: whoever starts the next broker finds the journal free.
-            self._finish(committer)
+            self._finish()
             return True
         finally:
             os.close(lock)
 
-    def _finish(self, committer: threading.Thread) -> None:
+    def _finish(self) -> None:
         with contextlib.suppress(OSError):  # the lock and the journal decide, not the name
             os.unlink(socket_at(self._directory, SOCKET_NAME))
         self._listener.close()
-        with self._work:
-            self._closing = True
-            self._work.notify()
-        committer.join()
+        if self._committer is not None:
+            self._committer.stop()
         if self._journal is not None:
             with contextlib.suppress(JournalError):  # nobody is left to be told
                 self._journal.close()

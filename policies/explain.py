@@ -17,6 +17,7 @@ from safeclaw.policies.model import (
     SocketTarget,
     Target,
     Verdict,
+    printable,
 )
 
 _SPECIAL = re.compile(r"([\\*?\[\]{}])")
@@ -132,7 +133,7 @@ def explain(compiled: CompiledPolicy, attempt: Attempt, source: str) -> list[str
         f"verdict: {verdict.decision}",
         f"rule: {verdict.rule}",
         f"line: {where}",
-        f"reason: {verdict.reason}",
+        f"reason: {printable(verdict.reason)}",
     ]
     if verdict.decision is Decision.DENY and verdict.rule != "protected":
         lines.append(f"to allow: {suggest_line(attempt, compiled.context.workspace)}")

@@ -31,6 +31,7 @@ _C = TypeVar("_C", Runtime, Mode, Assurance)
 
 VERSIONS = ("1", "1.0")
 RUNTIME_NAME = "runtime"
+_RESERVED = (RUNTIME_NAME, "protected", "default-deny")
 
 _TOP_KEYS = (
     "version", "description", "rules", "runtime", "mode", "assurance", "resources", "environment",
@@ -58,14 +59,16 @@ _FAMILIES = {
 }
 
 
-def load(text: bytes | str, *, name: str) -> Policy:
+def load(text: bytes | str, *, name: str, shipped_runtime: bool = False) -> Policy:
     """Return the policy in ``text``.
 
     ``name`` is the file it came from; its stem becomes the policy's name.
+    ``shipped_runtime`` is for the runtime preset alone, whose rules carry names.
     Raises PolicyError, whose message has one line for every problem.
     """
     problems = Problems(name)
-    policy = _policy(text, name, problems)
+    title = RUNTIME_NAME if shipped_runtime else policy_name(name)
+    policy = _policy(text, title, problems)
     if policy is None or problems:
         raise PolicyError("\n".join(problems.lines()))
     return policy
@@ -74,10 +77,13 @@ def load(text: bytes | str, *, name: str) -> Policy:
 def policy_name(name: str) -> str:
     """Return the name of a policy that was read from ``name``."""
     path = pathlib.PurePosixPath(name)
-    return path.stem if path.suffix in (".yaml", ".yml") else path.name
+    stem = path.stem if path.suffix in (".yaml", ".yml") else path.name
+    plain = re.sub(r"[^A-Za-z0-9._-]", "_", stem)[:64] or "policy"
+    # A rule id must say truly whose rule it is.
+    return f"{plain}-policy" if plain in _RESERVED else plain
 
 
-def _policy(text: bytes | str, name: str, problems: Problems) -> Policy | None:
+def _policy(text: bytes | str, title: str, problems: Problems) -> Policy | None:
     root = parse(text, problems)
     if root is None:
         return None
@@ -86,7 +92,6 @@ def _policy(text: bytes | str, name: str, problems: Problems) -> Policy | None:
         return None
     found = fields.keys(root, _TOP_KEYS, "a policy", problems)
     raw = text if isinstance(text, bytes) else text.encode()
-    title = policy_name(name)
     version = _version(root, found.get("version"), problems)
     return Policy(
         name=title,

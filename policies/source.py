@@ -75,7 +75,8 @@ def load_file(path: Path) -> Policy:
 @functools.cache
 def runtime_rules() -> tuple[Rule, ...]:
     """Return the rules of the runtime preset."""
-    return load_file(PRESETS / f"{RUNTIME_NAME}.yaml").rules
+    file = f"{RUNTIME_NAME}.yaml"
+    return load(read(PRESETS / file), name=file, shipped_runtime=True).rules
 
 
 def context(
@@ -85,11 +86,13 @@ def context(
     home: Path,
     protected: tuple[str, ...] = (),
     read_only: tuple[str, ...] = (),
+    interpreter: tuple[str, ...] = (),
     path: str | None = None,
     resolve: bool = True,
 ) -> Context:
     """Collect what ``policy`` has to know: where names lead, what hosts resolve to.
 
+    ``interpreter`` are prefixes of other interpreters than this one (the agent's);
     ``path`` is the PATH that bare program names are looked up on (the system's
     directories come last); ``resolve`` turns host names into addresses.
     """
@@ -107,7 +110,7 @@ def context(
         home=os.path.realpath(home),
         protected=tuple(os.path.realpath(item) for item in protected),
         read_only=tuple(os.path.realpath(item) for item in read_only),
-        interpreter=interpreter_prefixes(),
+        interpreter=tuple(dict.fromkeys((*interpreter_prefixes(), *interpreter))),
         programs=tuple(
             Program(name, found, os.path.realpath(found))
             for name, found in sorted(programs.items())

@@ -9,7 +9,7 @@ as it stands), merge keys, tags beyond plain YAML, several documents.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import yaml
@@ -66,7 +66,9 @@ class Problems:
 
     def add(self, place: Place, message: str) -> None:
         """Note a problem at ``place``."""
-        self._found.append((place.line, place.column, message))
+        # What YAML writes as "\x1b" is a real escape by now; terminals must not obey it.
+        visible = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in message)
+        self._found.append((place.line, place.column, visible))
 
     def __bool__(self) -> bool:
         return bool(self._found)
@@ -74,6 +76,11 @@ class Problems:
     def lines(self) -> list[str]:
         """Return ``name:line:column: message`` for each problem."""
         return [f"{self.name}:{li}:{co}: {text}" for li, co, text in sorted(set(self._found))]
+
+
+class _Mark(Protocol):
+    line: int
+    column: int
 
 
 class _StopError(Exception):
@@ -160,7 +167,7 @@ def _check_events(text: str, problems: Problems) -> None:
                 raise _StopError
 
 
-def _place(mark: yaml.Mark | None) -> Place:
+def _place(mark: _Mark | None) -> Place:
     return Place(1, 1) if mark is None else Place(mark.line + 1, mark.column + 1)
 
 

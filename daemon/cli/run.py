@@ -123,12 +123,12 @@ class _Run:
             if self._signalled:
                 status = self._signalled
                 reason = f"stopped by {signal.Signals(status - 128).name}"
+            return status
         except SafeclawError as problem:
             reason = problem.message
             raise
         finally:
             self._close(gate, hello, lease, gate.lost or reason, status)
-        return status
 
     def _close(
         self,

@@ -62,7 +62,7 @@ class Journal:
         self._checkpoint_ns = self._append_ns = time.monotonic_ns()
         self._segment_ns = self._append_ns
         self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        self._second = -1
+        self._second: int = -1
         self._second_text = ""
         self._clock_offset: int | None = None
         self.segment_bytes = SEGMENT_BYTES
@@ -111,6 +111,11 @@ class Journal:
                 "public_key": self._key.public.text(),
             }
             self.append(Entry(type=RecordType.GENESIS, detail=detail))
+        elif head.offset == 0:
+            # A crash fell between making this segment and its first record.
+            with self._append_lock:
+                self._begin_segment()
+                self._dirty = True
         if torn is not None:
             self.append(Entry(type=RecordType.RECOVERY, detail=torn))
         if head.seq > self._durable + 1:
@@ -183,7 +188,8 @@ class Journal:
                 self._durable = last
                 if mark is not None and not self._store.publish(mark):
                     with self._append_lock:
-                        self._mark = self._mark or mark
+                        if self._mark is None:
+                            self._mark = mark
             except OSError as error:
                 self._fault = f"{self._directory}: {error.strerror or error}"
                 raise JournalFaultError(
@@ -349,14 +355,18 @@ class Journal:
 
     def _rotate(self) -> None:
         head = self._head
-        detail: dict[str, object] = {
-            "continues": files.segment_name(head.segment),
-            "root": base64.b64encode(head.frontier.root()).decode(),
-            "size": head.seq,
-        }
         head.segment += 1
         head.offset = 0
         self._segment_ns = self._append_ns
         self._batches.append(Batch(head.segment))
-        self._append(Entry(type=RecordType.ROTATE, detail=detail))
+        self._begin_segment()
         self._checkpoint()
+
+    def _begin_segment(self) -> None:
+        head = self._head
+        detail: dict[str, object] = {
+            "continues": files.segment_name(head.segment - 1),
+            "root": base64.b64encode(head.frontier.root()).decode(),
+            "size": head.seq,
+        }
+        self._append(Entry(type=RecordType.ROTATE, detail=detail))

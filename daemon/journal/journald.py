@@ -144,7 +144,7 @@ class Forwarder:
             if sent and time.monotonic_ns() - self._saved_ns >= SAVE_NS:
                 self._save()
         except OSError as error:
-            self.problem = f"{self._path}: {error.strerror}"
+            self.problem = f"{error.filename or self._path}: {error.strerror}"
             self._disconnect()
         return durable + 1 - self._cursor.seq
 

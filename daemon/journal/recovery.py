@@ -67,7 +67,7 @@ class Head:
 def _signed(directory: Path) -> note.Checkpoint | None:
     """Return the latest checkpoint, unverified: the writer's own."""
     try:
-        text = (directory / files.CHECKPOINT).read_text("utf-8")
+        text = (directory / files.CHECKPOINT).read_text("utf-8", "replace")
     except FileNotFoundError:
         return None
     return note.parse_checkpoint(text.partition("\n\n")[0] + "\n")
@@ -107,6 +107,11 @@ def find_head(directory: Path, found: list[tuple[int, Path]]) -> Head:
             _scan(path, head, covered, is_last=number == found[-1][0])
     except OSError as error:
         raise JournalError(f"{directory}: {error.strerror}") from error
+    if found[-1][0] != head.segment:
+        raise JournalError(
+            f"{directory / files.segment_name(head.segment)}: the segment is missing",
+            hint="run: safeclaw audit verify",
+        )
     if head.seq < covered:
         raise JournalError(
             f"{directory}: the chain ends after {head.seq} records, "

@@ -135,7 +135,8 @@ class _Walk:
         self.report.last_ts = record.ts
         if self.heard is not None:
             self._hear(self.prev)
-        self.settle()
+        if self.claims:
+            self.settle()
 
     def _hear(self, leaf: str) -> None:
         """Hold the record just taken against what journald has."""

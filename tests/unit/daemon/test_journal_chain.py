@@ -292,6 +292,29 @@ def test_segments_follow_each_other_and_a_missing_one_is_named(tmp_path: Path) -
     assert found(directory).segment == files.segment_name(1)
 
 
+def test_a_crash_in_the_middle_of_a_rotation_is_recovered(tmp_path: Path) -> None:
+    for number, torn in enumerate((b"", b'{"half')):
+        directory = write_chain(tmp_path / str(number), 2)
+        segment(directory, 2).write_bytes(torn)
+        with Journal.open(directory) as journal:
+            journal.append(decision(2))
+        report = verify(directory)
+        assert report.status is Status.INTACT, report.finding
+        assert report.segments == 2
+
+
+def test_a_missing_last_segment_refuses_the_next_writer(tmp_path: Path) -> None:
+    directory = tmp_path / "journal"
+    with Journal.open(directory) as journal:
+        journal.segment_bytes = 4096
+        for number in range(20):
+            journal.append(decision(number))
+    files.segments(directory)[-1][1].unlink()
+    assert verify(directory).status is Status.TAMPERED
+    with pytest.raises(JournalError, match="missing"):
+        Journal.open(directory)
+
+
 def test_a_live_file_that_was_replaced_or_grew_stops_the_writer(tmp_path: Path) -> None:
     for number, damage in enumerate(("replace", "grow", "unlink", "link")):
         directory = tmp_path / str(number) / "journal"
@@ -335,10 +358,15 @@ def test_a_full_disk_is_a_fault_and_loses_nothing_acknowledged(tiny_disk: Path) 
     directory = tiny_disk / "journal"
     journal = Journal.open(directory)
     acknowledged = -1
-    with pytest.raises(JournalFaultError, match="No space left"):
+
+    def fill() -> None:
+        nonlocal acknowledged
         for number in range(100_000):
             journal.append(decision(number))
             acknowledged = journal.commit()
+
+    with pytest.raises(JournalFaultError, match="No space left"):
+        fill()
     with pytest.raises(JournalFaultError):
         journal.append(decision(0))
     with pytest.raises(JournalFaultError):
@@ -403,7 +431,10 @@ def test_records_are_appended_while_others_are_committed(tmp_path: Path) -> None
 def test_an_entry_without_canonical_form_is_refused_and_leaves_no_trace(tmp_path: Path) -> None:
     with Journal.open(tmp_path / "journal") as journal:
         head = journal.head
-        for detail in ({"x": 1.5}, {"x": 2**53}, {"é": 1}, {"x": {"y": object()}}):
+        details: list[dict[str, object]] = [
+            {"x": 1.5}, {"x": 2**53}, {"é": 1}, {"x": {"y": object()}}
+        ]  # fmt: skip
+        for detail in details:
             with pytest.raises(RecordError):
                 journal.append(Entry(type=RecordType.FAULT, detail=detail))
         assert journal.head == head

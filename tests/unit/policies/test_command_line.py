@@ -26,7 +26,10 @@ def test_check_prints_every_problem_and_fails(
 
 
 def test_check_is_silent_on_stdout_about_good_files(capsys: pytest.CaptureFixture[str]) -> None:
-    assert check([str(path) for path in sorted(PRESETS.rglob("*.yaml"))]) == 0
+    assert (
+        check([str(path) for path in sorted(PRESETS.rglob("*.yaml")) if path.stem != "runtime"])
+        == 0
+    )
     assert capsys.readouterr().out == ""
 
 

@@ -129,3 +129,23 @@ def test_any_text_is_a_policy_or_a_policy_error(text: str) -> None:
     else:
         lines = []
     assert all(line.startswith("p:") for line in lines)
+
+
+def test_a_problem_never_carries_a_terminal_escape() -> None:
+    (line,) = problems(HEAD + RULE + '"\\x1b[2Jmode": observe\n')
+    assert "\x1b" not in line
+    assert "\\x1b" in line
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("/a/team.yaml", "team"),
+        ("runtime.yaml", "runtime-policy"),
+        ("protected", "protected-policy"),
+        ("x\x1b[1m.yml", "x__1m"),
+    ],
+)
+def test_a_policys_name_cannot_pass_for_anothers(file: str, name: str) -> None:
+    policy = load(HEAD + RULE, name=file)
+    assert (policy.name, policy.rules[0].id) == (name, f"{name}:1")

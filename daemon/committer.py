@@ -1,0 +1,71 @@
+"""Group commit: one thread that makes durable what another has appended.
+
+It lives as long as the broker and borrows the journal.  After each commit, and
+on a fault, it writes a byte to ``wake``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+
+from safeclaw.daemon.journal.journal import Journal
+from safeclaw.errors import JournalError
+
+
+class Committer:
+    """Commits over and over while there is something to commit."""
+
+    def __init__(self, journal: Journal, wake: int) -> None:
+        self._journal = journal
+        self._wake = wake
+        self._work = threading.Condition()
+        self._appended = journal.durable
+        self._durable = journal.durable
+        self._closing = False
+        self._fault: JournalError | None = None
+        self._thread = threading.Thread(target=self._run, name="commit", daemon=True)
+        self._thread.start()
+
+    @property
+    def durable(self) -> int:
+        """The highest journal sequence number that is on disk."""
+        return self._durable
+
+    @property
+    def fault(self) -> JournalError | None:
+        """Why nothing is committed any more."""
+        return self._fault
+
+    def appended(self, sequence: int) -> None:
+        """Have everything up to that number committed, soon."""
+        with self._work:
+            self._appended = sequence
+            if self._durable < sequence:
+                self._work.notify()
+
+    def stop(self) -> None:
+        """End the thread; what it has not committed, closing the journal will."""
+        with self._work:
+            self._closing = True
+            self._work.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._work:
+                self._work.wait_for(lambda: self._durable < self._appended or self._closing)
+                if self._closing:
+                    return
+            try:
+                self._durable = self._journal.commit()
+            except JournalError as problem:
+                self._fault = problem
+                self._ring()
+                return
+            self._ring()
+
+    def _ring(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # full: the other is awake anyway
+            os.write(self._wake, b"c")
