@@ -23,6 +23,7 @@ from safeclaw.daemon import protocol
 from safeclaw.daemon.channel import Channel, peer_credentials, socket_at
 from safeclaw.daemon.client import LOCK_NAME, SOCKET_NAME
 from safeclaw.daemon.committer import Committer
+from safeclaw.daemon.forwarding import Forwarding
 from safeclaw.daemon.journal.journal import Journal
 from safeclaw.daemon.journal.record import Entry
 from safeclaw.daemon.sessions import Session
@@ -52,6 +53,7 @@ class Broker:
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._stopping = False
         self._committer: Committer | None = None
+        self._forwarding: Forwarding | None = None
         self._appended = -1
         self._served = False
 
@@ -66,6 +68,8 @@ class Broker:
         try:
             self._journal = Journal.open(self._state / "journal")
             self._committer = Committer(self._journal, self._wake)
+            self._forwarding = Forwarding(self._journal.directory, self._journal.chain_id)
+            self._forwarding.durable(self._journal.durable)
         except JournalError as problem:
             self._fault = problem
         except OSError as problem:
@@ -278,6 +282,8 @@ class Broker:
         if self._committer is None:
             return
         durable = self._committer.durable
+        if self._forwarding is not None:
+            self._forwarding.durable(durable)
         problem = self._committer.fault
         if problem is not None and self._fault is None:
             self._fail(problem)
@@ -403,3 +409,5 @@ class Broker:
         if self._journal is not None:
             with contextlib.suppress(JournalError):  # nobody is left to be told
                 self._journal.close()
+            if self._forwarding is not None:
+                self._forwarding.stop(self._journal.durable)

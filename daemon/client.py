@@ -146,20 +146,22 @@ def recover(
     *,
     reason: str,
     status: int | None,
+    timeout: float = ANSWER,
 ) -> None:
     """Write what a lost broker may not have written, and the session's end.
 
-    ``hello`` names the session in ``resume``.  Raises BrokerError.
+    ``hello`` names the session in ``resume``; ``timeout`` is in seconds, for each
+    answer.  Raises BrokerError.
     """
     client = Client.connect(state)
     try:
         client.hello(hello)
-        client.lease()
+        client.lease(timeout)
         for packet in tail:
-            client.channel.send(packet, ANSWER)
-        client.channel.send(protocol.encode(protocol.End(reason, status)), ANSWER)
+            client.channel.send(packet, timeout)
+        client.channel.send(protocol.encode(protocol.End(reason, status)), timeout)
         while True:
-            data = client.channel.receive(ANSWER)
+            data = client.channel.receive(timeout)
             if data is None:
                 raise BrokerError("the broker has gone again")
             match protocol.decode_to_supervisor(data):
@@ -172,7 +174,7 @@ def recover(
     except OSError as problem:
         raise BrokerError(f"the broker does not answer: {problem}") from problem
     finally:
-        client.finish()
+        client.finish(timeout)
 
 
 def _start(state: Path, directory: int, lock: int) -> None:

@@ -104,6 +104,7 @@ class Gate:
         self._lease_until = 0
         self._renew_at = 0
         self._lost: str | None = None
+        self._silent = False
         self._ended = False
         self._reader: threading.Thread | None = None
         self.denials = 0
@@ -194,7 +195,7 @@ class Gate:
             return True
         if self._wait(lambda: time.monotonic_ns() < self._lease_until, self._grace):
             return True
-        self._lose(f"the broker has not answered for {self._grace:g} s")
+        self._lose(f"the broker has not answered for {self._grace:g} s", silent=True)
         return False
 
     def _ask_durable(self) -> None:
@@ -208,7 +209,7 @@ class Gate:
         """Wait until the record of that number is on disk; ask first."""
         if self._wait(lambda: self._acknowledged >= number, self._grace):
             return True
-        self._lose(f"the broker has written nothing for {self._grace:g} s")
+        self._lose(f"the broker has written nothing for {self._grace:g} s", silent=True)
         return False
 
     def _wait(self, until: Callable[[], bool], seconds: float) -> bool:
@@ -283,15 +284,17 @@ class Gate:
         """Why nothing is allowed any more; None while all is well."""
         return self._lost
 
-    def lose(self, reason: str) -> None:
-        """Allow nothing from now on."""
-        self._lose(reason)
+    @property
+    def silent(self) -> bool:
+        """Whether the broker was lost because it did not answer: it may be stopped."""
+        return self._silent
 
-    def _lose(self, reason: str) -> None:
+    def _lose(self, reason: str, *, silent: bool = False) -> None:
         with self._answered:
             if self._lost is not None:
                 return
             self._lost = reason
+            self._silent = silent
             # SAFETY: the clock alone refuses every later attempt, whatever thread makes it.
             self._lease_until = 0
             self._renew_at = 0
@@ -300,7 +303,7 @@ class Gate:
 
     def _lose_channel(self, problem: OSError) -> None:
         if isinstance(problem, TimeoutError):
-            self._lose(f"the broker has taken no record for {self._grace:g} s")
+            self._lose(f"the broker has taken no record for {self._grace:g} s", silent=True)
         else:
             self._lose("the broker has gone")
 
@@ -389,7 +392,7 @@ class Gate:
                 return False
             if self._wait(lambda: self._ended, self._grace):
                 return True
-        self._lose("the broker did not confirm the end of the session")
+        self._lose("the broker did not confirm the end of the session", silent=True)
         return False
 
     def join(self, timeout: float) -> None:

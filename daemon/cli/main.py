@@ -25,6 +25,7 @@ safeclaw COMMAND --help says more.
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return its exit status."""
+    fill_standard_descriptors()
     words = sys.argv[1:] if arguments is None else arguments
     try:
         return _dispatch(words)
@@ -38,6 +39,19 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return 130
+
+
+def fill_standard_descriptors() -> None:
+    """Open /dev/null where 0, 1 or 2 is closed.
+
+    SAFETY: otherwise the next socket or pipe becomes "stderr", and what is meant
+    for a person is written to the broker.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
 
 
 def complain(problem: SafeclawError) -> None:

@@ -152,6 +152,7 @@ class _Run:
                 gate.unacknowledged,
                 reason=lost,
                 status=status,
+                timeout=1.0 if gate.silent else client.ANSWER,
             )
         except SafeclawError as problem:
             count = len(gate.unacknowledged)

@@ -19,8 +19,9 @@ $XDG_STATE_HOME/safeclaw, where safeclaw run looks.
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the broker; return its exit status."""
-    from safeclaw.daemon.cli.main import complain
+    from safeclaw.daemon.cli.main import complain, fill_standard_descriptors
 
+    fill_standard_descriptors()
     words = sys.argv[1:] if arguments is None else arguments
     try:
         return _serve(words)

@@ -34,6 +34,8 @@ class Person:
         self.workspace = base / "workspace"
         self.state = base / "state"
         self._program = program
+        #: A command that runs its arguments somewhere else, as root: nsenter(1).
+        self.within: tuple[str, ...] = ()
         self._environment = environment
         self.workspace.mkdir()
         self.state.mkdir()
@@ -58,6 +60,9 @@ class Person:
     def popen(self, *arguments: str, **more: str) -> subprocess.Popen[str]:
         """Start ``safeclaw ARGUMENTS…`` in the workspace, with more environment variables."""
         command = [*self._program, *arguments]
+        if self.within:
+            # The namespace is entered as root, and left to the person by runuser.
+            command = [*self.within, "runuser", "-u", self.name, "--", *command]
         environment = {
             "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
             "HOME": pwd.getpwnam(self.name).pw_dir,
@@ -67,7 +72,7 @@ class Person:
             **more,
         }
         entry = pwd.getpwnam(self.name)
-        own = os.geteuid() == entry.pw_uid
+        own = os.geteuid() == entry.pw_uid or bool(self.within)
         return subprocess.Popen(
             command,
             cwd=self.workspace,

@@ -1,0 +1,71 @@
+"""The thread that hands durable records to journald, behind the decisions.
+
+It lives as long as the broker and owns the forwarder.  A slow, stopped or
+absent journald delays nothing but its own copy; the cursor says where it
+stands, and the next record that becomes durable has it try again.
+"""
+
+from __future__ import annotations
+
+import select
+import threading
+import time
+from pathlib import Path
+
+from safeclaw.daemon.journal import journald
+
+#: How long the end of a broker waits for a journald that takes no more, in seconds.
+PATIENCE = 2.0
+
+
+class Forwarding:
+    """Forwards what :meth:`durable` announces, until :meth:`stop`."""
+
+    def __init__(self, directory: Path, chain: str, path: Path = journald.SOCKET) -> None:
+        self._forwarder = journald.Forwarder(directory, chain, path)
+        self._work = threading.Condition()
+        self._durable = -1
+        self._tried = -1
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="journald", daemon=True)
+        self._thread.start()
+
+    def durable(self, sequence: int) -> None:
+        """Forward everything up to that number, soon."""
+        with self._work:
+            if sequence > self._durable:
+                self._durable = sequence
+                self._work.notify()
+
+    def stop(self, sequence: int) -> None:
+        """Forward what is left, for as long as journald takes it, and let go."""
+        with self._work:
+            self._durable = max(self._durable, sequence)
+            self._closing = True
+            self._work.notify()
+        self._thread.join()
+        deadline = time.monotonic() + PATIENCE
+        while self._forwarder.pump(self._durable) and self._forwarder.problem is None:
+            if not self._room(deadline - time.monotonic()):
+                break
+        self._forwarder.close()
+
+    def _run(self) -> None:
+        while True:
+            with self._work:
+                self._work.wait_for(lambda: self._tried < self._durable or self._closing)
+                if self._closing:
+                    return
+                self._tried = self._durable
+            while self._forwarder.pump(self._tried) and self._forwarder.problem is None:
+                if not self._room(PATIENCE) or self._closing:
+                    break
+
+    def _room(self, seconds: float) -> bool:
+        """Wait until journald's socket takes more."""
+        number = self._forwarder.fileno()
+        if number < 0 or seconds <= 0:
+            return False
+        poller = select.poll()
+        poller.register(number, select.POLLOUT)
+        return bool(poller.poll(seconds * 1000))
