@@ -19,12 +19,14 @@ INHERITED = (
 )  # fmt: skip
 
 
-def with_programs(context: Context, command: tuple[str, ...]) -> Context:
+def with_programs(context: Context, command: tuple[str, ...], typed: int) -> Context:
     """Let the runtime read what the session starts with, and the programs that rules name.
 
     A script that may be run has to be read by its interpreter; a specific deny still wins.
+    ``typed`` is how many words the person gave: more in ``command`` are safeclaw's own.
     """
-    started = [command[0], *(word for word in command[1:2] if os.path.isabs(word))]
+    # SAFETY: only a script that safeclaw itself put behind its interpreter, never an argument.
+    started = command[: 1 + len(command) - typed]
     named = [path for program in context.programs for path in (program.found, program.canonical)]
     files = {os.path.realpath(path) for path in (*started, *named) if os.path.isfile(path)}
     more = sorted(path for path in files if not path.startswith("/usr/"))

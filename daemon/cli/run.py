@@ -94,7 +94,9 @@ class _Run:
         command = resolve_command(
             options.command, os.environ.get("PATH", os.defpath), str(self._workspace)
         )
-        compiled = compile_policy(policy, launching.with_programs(context, command))
+        compiled = compile_policy(
+            policy, launching.with_programs(context, command, len(options.command))
+        )
         gate = Gate(
             self._client.channel,
             compiled,
