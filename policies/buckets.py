@@ -13,7 +13,7 @@ from safeclaw.policies.command import Arguments, CommandGlob, command_globs
 from safeclaw.policies.document import Effect, Rule
 from safeclaw.policies.glob import Word, path_globs
 from safeclaw.policies.index import PathIndex
-from safeclaw.policies.model import ProgramTarget
+from safeclaw.policies.model import AddressTarget, ProgramTarget
 from safeclaw.policies.network import Address
 
 
@@ -102,7 +102,12 @@ class Bucket:
         return _lower(self.always, None if found is None else found[0])
 
     def socket(self, path: str) -> int | None:
-        """Return the first rule for a Unix socket: one that allows must name its path."""
+        """Return the first rule for a Unix socket: one that allows must name its path.
+
+        An abstract name (``@name``) lives in the agent's own network namespace only.
+        """
+        if path.startswith("@"):
+            return self._hosts.own("unix")
         found = self._paths.first(path)
         return _lower(self._always_refusing, None if found is None else found[0])
 
@@ -112,9 +117,13 @@ class Bucket:
         """Return the first rule for a program."""
         return self._programs.first(target, aliases, writable, self.always)
 
-    def address(self, protocol: str, address: Address, port: int) -> int | None:
-        """Return the first rule for an address."""
-        return self._hosts.first(protocol, address, port)
+    def address(self, target: AddressTarget, address: Address) -> int | None:
+        """Return the first rule for an address; ``address`` is the target's, parsed."""
+        return self._hosts.first(target, address)
+
+    def name(self, name: str) -> int | None:
+        """Return the first rule that decides whether a name may be looked up."""
+        return self._hosts.name(name)
 
 
 def _lower(one: int | None, other: int | None) -> int | None:
@@ -185,13 +194,17 @@ class _Programs:
 
 
 class _Hosts:
-    """Address rules by network, narrowest look-ups by mask length."""
+    """Address rules by network, narrowest look-ups by mask length, and by name."""
 
     def __init__(self, addresses: dict[str, tuple[str, ...]]) -> None:
         self._addresses = addresses
         self._anywhere: list[tuple[int, Rule]] = []
+        self._own: list[tuple[int, Rule]] = []
         self._networks: dict[tuple[int, int, int], list[tuple[int, Rule, bool]]] = {}
         self._masks: set[tuple[int, int]] = set()
+        # By name, wildcards by their ending with its dot.
+        self._names: dict[str, list[tuple[int, Rule]]] = {}
+        self._unresolved: list[tuple[int, Rule]] = []
 
     def add(self, at: int, rule: Rule) -> None:
         if not rule.hosts:
@@ -200,17 +213,20 @@ class _Hosts:
             for host in network.hosts(text):
                 if host.network is not None:
                     self._file(at, rule, host.network, network.within_special(host.network))
+                elif host.own:
+                    self._own.append((at, rule))
                 elif host.name is None:
                     self._anywhere.append((at, rule))
                 else:
                     self._add_name(at, rule, host.name)
 
     def _add_name(self, at: int, rule: Rule, name: str) -> None:
-        """File a name under what it resolves to.
+        """File a name by itself, and under what it is known to resolve to.
 
-        A denial of a name that nobody has resolved cannot be evaluated, so it
-        denies wherever it might apply.
+        A denial of a name that nobody has resolved cannot be evaluated on an address
+        without names, so it denies wherever it might apply.
         """
+        self._names.setdefault(name.removeprefix("*"), []).append((at, rule))
         known: Iterable[tuple[str, ...]]
         if name.startswith("*."):
             ends = name[1:]
@@ -223,32 +239,65 @@ class _Hosts:
             if address is not None:
                 self._file(at, rule, network.single(address), False)
         if not known and rule.effect is not Effect.ALLOW:
-            self._anywhere.append((at, rule))
+            self._unresolved.append((at, rule))
 
     def _file(self, at: int, rule: Rule, where: network.Network, named: bool) -> None:
         self._masks.add((where.version, where.prefixlen))
         key = (where.version, where.prefixlen, int(where.network_address))
         self._networks.setdefault(key, []).append((at, rule, named))
 
-    def first(self, protocol: str, address: Address, port: int) -> int | None:
-        special = network.is_special(address)
-        best: int | None = None
+    def _named(self, name: str) -> list[tuple[int, Rule]]:
+        """Return the rules that name ``name``, itself or by a wildcard."""
+        found = list(self._names.get(name, ()))
+        dot = name.find(".")
+        while dot >= 0:
+            found += self._names.get(name[dot:], ())
+            dot = name.find(".", dot + 1)
+        return found
+
+    def first(self, target: AddressTarget, address: Address) -> int | None:
+        # What is special on the host is nothing to the host on the agent's own loopback.
+        special = network.is_special(address) and not target.own
+        plain = [*self._anywhere, *(self._own if target.own else ())]
+        for name in target.names:
+            plain += self._named(name)
+        if not target.names and not target.own:
+            plain += self._unresolved
+        groups = [[(at, rule, False) for at, rule in sorted(plain, key=_ordinal)]]
         value = int(address)
-        groups = [[(at, rule, False) for at, rule in self._anywhere]]
         for version, length in self._masks:
             if version == address.version:
                 drop = address.max_prefixlen - length
                 groups.append(self._networks.get((version, length, value >> drop << drop), []))
+        best: int | None = None
         for group in groups:
             for at, rule, named in group:
                 if best is not None and at >= best:
                     break
                 if special and not named and rule.effect is Effect.ALLOW:
                     continue
-                if _takes(rule, protocol, port):
+                if _takes(rule, target.protocol, target.port):
                     best = at
                     break
         return best
+
+    def own(self, protocol: str) -> int | None:
+        """Return the first rule for what is the agent's own and has no address."""
+        rules = sorted([*self._anywhere, *self._own], key=_ordinal)
+        return next((at for at, rule in rules if _takes(rule, protocol, 0)), None)
+
+    def name(self, name: str) -> int | None:
+        """Return the first rule that could allow a connection to ``name``, or refuses all."""
+        rules = sorted([*self._anywhere, *self._named(name)], key=_ordinal)
+        for at, rule in rules:
+            # A denial of some ports leaves the name to be looked up for the others.
+            if rule.effect is not Effect.DENY or not (rule.ports or rule.protocols):
+                return at
+        return None
+
+
+def _ordinal(item: tuple[int, Rule]) -> int:
+    return item[0]
 
 
 def _takes(rule: Rule, protocol: str, port: int) -> bool:

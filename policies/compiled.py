@@ -21,6 +21,7 @@ from safeclaw.policies.model import (
     Attempt,
     Decision,
     FileTarget,
+    NameTarget,
     ProgramTarget,
     SocketTarget,
     Verdict,
@@ -34,6 +35,11 @@ _RENAME = "file.write.rename"
 _LINK = "file.write.link"
 _WRITES = ("file.write.create", "file.write.modify", "file.write.rename")
 _REMEMBERED = 4096
+#: Writing there changes the machine, not a file, and for root nothing else would stop it.
+_KERNEL = (
+    "/sys", "/proc/sys", "/proc/sysrq-trigger", "/proc/acpi", "/proc/bus", "/proc/fs",
+    "/proc/irq", "/proc/scsi",
+)  # fmt: skip
 
 
 class Program(msgspec.Struct, frozen=True):
@@ -139,6 +145,8 @@ class CompiledPolicy:
                 return self._judge_path(attempt.action, path)
             case FileTarget(path, str(to)):
                 return self._judge_move(attempt.action, path, to)
+            case SocketTarget(path) if path.startswith("@"):
+                return self._conclude(self._bucket(attempt.action).socket(path))
             case SocketTarget(path):
                 refused = self._refuse_path("file.write", path)
                 if refused is not None:
@@ -148,6 +156,8 @@ class CompiledPolicy:
                 return self._judge_program(attempt.action, target)
             case AddressTarget():
                 return self._judge_address(attempt.action, target)
+            case NameTarget(name):
+                return self._judge_name(name)
             case _:
                 return self._conclude(self._bucket(attempt.action).always)
 
@@ -169,6 +179,8 @@ class CompiledPolicy:
             inside = lies_in(path, self.context.read_only)
             if inside is not None:
                 return Verdict(Decision.DENY, PROTECTED, "in force, hence not to be changed")
+            if path.startswith(("/sys", "/proc/")) and lies_in(path, _KERNEL) is not None:
+                return Verdict(Decision.DENY, PROTECTED, "an interface of the kernel")
         return None
 
     def _judge_path(self, action: str, path: str) -> tuple[Verdict, int | None]:
@@ -187,12 +199,19 @@ class CompiledPolicy:
         ends = [(action, path), (action, to)]
         if action in (_RENAME, _LINK):
             ends.append(("file.read", path))
+        obstacle = self._moves.obstacle(path, to) if action == _RENAME else None
+        held = obstacle is not None and obstacle[1] is None
+        # SAFETY: what is protected is said first, whichever end it is: a session that only
+        # observes lets through what a rule denies.
+        for one, where in ends:
+            refused = self._refuse_path(one, where)
+            if refused is not None:
+                return refused, None
         answer = self._judge_path(action, path)
         for one, where in ends:
             found = self._judge_path(one, where)
-            if found[0].decision is not Decision.ALLOW:
+            if found[0].decision is not Decision.ALLOW and not held:
                 return found
-        obstacle = self._moves.obstacle(path, to) if action == _RENAME else None
         if obstacle is not None:
             place, at = obstacle
             rule = PROTECTED if at is None else self.rules[at].id
@@ -206,9 +225,15 @@ class CompiledPolicy:
             if refused is not None:
                 return refused, None
         bucket = self._bucket(action)
-        arguments = (target.program, *target.argv[1:])
-        for path in reversed(target.interpreters):
-            at = self._program(bucket, ProgramTarget(path, (path, *arguments)))
+        started: list[ProgramTarget] = []
+        words = (target.program, *target.argv[1:])
+        for at_level, path in enumerate(target.interpreters):
+            # what the kernel gives it: its line's argument stands before the script's name
+            argument = target.arguments[at_level] if target.arguments else ""
+            words = (path, *((argument,) if argument else ()), *words)
+            started.append(ProgramTarget(path, words))
+        for each in reversed(started):
+            at = self._program(bucket, each)
             if at is not None and self._names_program(self.rules[at]):
                 return self._verdicts[at], at
         return self._conclude(self._program(bucket, target))
@@ -224,15 +249,31 @@ class CompiledPolicy:
         address = network.address(target.address)
         if address is None:
             return Verdict(Decision.DENY, PROTECTED, "not an internet address"), None
-        return self._conclude(self._bucket(action).address(target.protocol, address, target.port))
+        return self._conclude(self._bucket(action).address(target, address))
+
+    def _judge_name(self, name: str) -> tuple[Verdict, int | None]:
+        """A name may be looked up where some rule could let the agent reach it."""
+        found = self._conclude(self._bucket("network.connect").name(name))
+        if found[0].decision is Decision.ALLOW:
+            return found
+        sent = self._conclude(self._bucket("network.send").name(name))
+        return sent if sent[0].decision is Decision.ALLOW else found
 
 
-def compile_policy(policy: Policy, context: Context) -> CompiledPolicy:
-    """Return ``policy`` ready for evaluation in ``context``."""
-    # Imported late: the preset is itself a policy, read by the loader.
-    from safeclaw.policies.source import runtime_rules
+def compile_policy(
+    policy: Policy, context: Context, runtime: tuple[Rule, ...] | None = None
+) -> CompiledPolicy:
+    """Return ``policy`` ready for evaluation in ``context``.
 
-    runtime = runtime_rules() if policy.runtime is Runtime.DEFAULT else ()
+    ``runtime`` are the rules of the runtime preset, where they have been read already.
+    """
+    if policy.runtime is not Runtime.DEFAULT:
+        runtime = ()
+    elif runtime is None:
+        # Imported late: the preset is itself a policy, read by the loader.
+        from safeclaw.policies.source import runtime_rules
+
+        runtime = runtime_rules()
     return CompiledPolicy(policy, context, runtime)
 
 
@@ -256,6 +297,7 @@ def _escape(path: str) -> str:
 
 def _verdict(rule: Rule) -> Verdict:
     where = f" on line {rule.line}" if rule.line else ""
+    where += f" of {printable(rule.file)}" if rule.file else ""
     match rule.effect:
         case Effect.ALLOW:
             return Verdict(Decision.ALLOW, rule.id, rule.reason or f"allowed by the rule{where}")

@@ -10,6 +10,11 @@ import enum
 
 import msgspec
 
+#: The longest policy file, in bytes.
+MAX_BYTES = 256 * 1024
+#: The name of the preset that every policy may have behind its own rules.
+RUNTIME_NAME = "runtime"
+
 
 class Effect(enum.StrEnum):
     """What a rule does with an attempt that matches it."""
@@ -63,6 +68,8 @@ class Rule(msgspec.Struct, frozen=True):
     ports: tuple[PortRange, ...] = ()
     protocols: tuple[str, ...] = ()
     reason: str = ""
+    file: str = ""
+    """The parent that the rule comes from; "" for the policy's own."""
 
     @property
     def unconditional(self) -> bool:
@@ -94,7 +101,11 @@ class Environment(msgspec.Struct, frozen=True):
 
 
 class Policy(msgspec.Struct, frozen=True):
-    """A whole policy.  ``sha256`` is over the bytes of the file it was read from."""
+    """A whole policy.  ``sha256`` is over the bytes of the file it was read from.
+
+    With ``parents`` (their names, in the order of their rules) it covers their files too:
+    see ``inherit.digest``.
+    """
 
     name: str
     version: str
@@ -106,3 +117,17 @@ class Policy(msgspec.Struct, frozen=True):
     assurance: Assurance = Assurance.PIPELINED
     resources: Resources = Resources()
     environment: Environment = Environment()
+    parents: tuple[str, ...] = ()
+
+
+class Parent(msgspec.Struct, frozen=True):
+    """A policy that ``child`` (a file's name) extends as ``ref``: its name and its text.
+
+    ``problem`` says why there is no text.
+    """
+
+    child: str
+    ref: str
+    name: str = ""
+    text: bytes = b""
+    problem: str = ""

@@ -7,11 +7,13 @@ import re
 
 from safeclaw.errors import UsageError
 from safeclaw.policies.compiled import CompiledPolicy
+from safeclaw.policies.document import Rule
 from safeclaw.policies.model import (
     AddressTarget,
     Attempt,
     Decision,
     FileTarget,
+    NameTarget,
     OtherTarget,
     ProgramTarget,
     SocketTarget,
@@ -19,7 +21,10 @@ from safeclaw.policies.model import (
     Verdict,
     printable,
 )
+from safeclaw.policies.network import OWN_LOOPBACK, address
 
+#: Stands for whatever a name resolves to, where only the name is asked about (RFC 5737).
+_SOMEWHERE = "198.51.100.1"
 _SPECIAL = re.compile(r"([\\*?\[\]{}])")
 
 
@@ -37,19 +42,25 @@ def suggest_line(attempt: Attempt, workspace: str | None = None) -> str:
                 action = f"[{action}, file.read]"
             texts = [_path(item, workspace) for item in (path, to) if item is not None]
             condition = f"path: {texts[0] if len(texts) == 1 else '[' + ', '.join(texts) + ']'}"
+        case SocketTarget(path) if path.startswith("@"):
+            condition = f"host: {OWN_LOOPBACK}"
         case SocketTarget(path):
             condition = f"path: {_path(path, workspace)}"
         case ProgramTarget(program, argv, _):
-            words = [_relative(program, workspace), *(_escape(word) for word in argv[1:])]
-            condition = f"command: {_quote(' '.join(_shell(word) for word in words))}"
-        case AddressTarget(protocol, address, port):
-            condition = f"host: {_quote(address)}, port: {port}, protocol: {protocol}"
+            words = [_relative(program, workspace), *(glob_text(word) for word in argv[1:])]
+            condition = f"command: {quoted(' '.join(shell_word(word) for word in words))}"
+        case AddressTarget(protocol, literal, port, names, own):
+            host = OWN_LOOPBACK if own else names[0] if names else literal
+            condition = f"host: {quoted(host)}, port: {port}, protocol: {protocol}"
+        case NameTarget(name):
+            action, condition = "network.connect", f"host: {quoted(name)}"
         case OtherTarget():
             return f"- {{action: {attempt.action}, effect: allow}}"
     return f"- {{action: {action}, {condition}, effect: allow}}"
 
 
-def _escape(text: str) -> str:
+def glob_text(text: str) -> str:
+    """Return the glob that matches ``text``; what YAML cannot hold becomes ``?``."""
     visible = "".join(char if char.isprintable() else "?" for char in text)
     return _SPECIAL.sub(r"\\\1", visible.replace("?", "\0")).replace("\0", "?")
 
@@ -57,22 +68,24 @@ def _escape(text: str) -> str:
 def _relative(path: str, workspace: str | None) -> str:
     if workspace is not None and path.startswith(workspace.rstrip("/") + "/"):
         short = path[len(workspace.rstrip("/")) + 1 :]
-        return f"./{_escape(short)}" if "/" not in short or short[0] == "~" else _escape(short)
-    return _escape(path)
+        return f"./{glob_text(short)}" if "/" not in short or short[0] == "~" else glob_text(short)
+    return glob_text(path)
 
 
 def _path(path: str, workspace: str | None) -> str:
     text = "." if path == workspace else _relative(path, workspace).removeprefix("./")
-    return _quote(f"./{text}" if text.startswith("~") else text)
+    return quoted(f"./{text}" if text.startswith("~") else text)
 
 
-def _shell(word: str) -> str:
+def shell_word(word: str) -> str:
+    """Return one token of a command pattern; a quote in a word that needs them becomes ``?``."""
     if word and not re.search(r"[\s'\"]", word):
         return word
     return "'" + word.replace("'", "?") + "'"
 
 
-def _quote(text: str) -> str:
+def quoted(text: str) -> str:
+    """Return ``text`` as YAML (and JSON) quotes it."""
     return json.dumps(text, ensure_ascii=False)
 
 
@@ -117,22 +130,30 @@ def _network(words: list[str], base: str) -> Target:
     found = re.fullmatch(r"(?:(tcp|udp):)?(?:\[([^\]]+)\]|([^\[\]:]+)):(\d{1,5})", text)
     if found is None:
         raise UsageError(f"'{text}' is no address; write 192.0.2.1:443 or [2001:db8::1]:443")
-    return AddressTarget(found[1] or "tcp", found[2] or found[3], int(found[4]))
+    host = found[2] or found[3]
+    if address(host) is None:
+        name = host.lower().removesuffix(".")
+        return AddressTarget(found[1] or "tcp", _SOMEWHERE, int(found[4]), (name,))
+    return AddressTarget(found[1] or "tcp", host, int(found[4]))
+
+
+def place_of(rule: Rule | None, source: str) -> str:
+    """Return where a deciding rule stands; ``source`` is the policy's own file."""
+    if rule is None:
+        return "no rule of the policy"
+    if rule.id.startswith("runtime:"):
+        return "the runtime preset" + (f", line {rule.line}" if rule.line else "")
+    return f"{rule.file or source}:{rule.line}"
 
 
 def explain(compiled: CompiledPolicy, attempt: Attempt, source: str) -> list[str]:
     """Return the lines that say what happens with ``attempt``, and why."""
     verdict: Verdict = compiled.evaluate(attempt)
     rule = compiled.decisive_rule(attempt)
-    where = "no rule of the policy"
-    if rule is not None and rule.id.startswith("runtime:"):
-        where = "the runtime preset" + (f", line {rule.line}" if rule.line else "")
-    elif rule is not None:
-        where = f"{source}:{rule.line}"
     lines = [
         f"verdict: {verdict.decision}",
         f"rule: {verdict.rule}",
-        f"line: {where}",
+        f"line: {place_of(rule, source)}",
         f"reason: {printable(verdict.reason)}",
     ]
     if verdict.decision is Decision.DENY and verdict.rule != "protected":

@@ -9,16 +9,18 @@ from __future__ import annotations
 import hashlib
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from safeclaw.errors import PolicyError
-from safeclaw.policies import command, fields, glob, network
+from safeclaw.policies import command, fields, glob, inherit, network
 from safeclaw.policies.document import (
+    RUNTIME_NAME,
     Assurance,
     Effect,
     Environment,
     Mode,
+    Parent,
     Policy,
     PortRange,
     Resources,
@@ -30,27 +32,35 @@ from safeclaw.policies.yamltext import Mapping, Node, Problems, Scalar, Sequence
 _C = TypeVar("_C", Runtime, Mode, Assurance)
 
 VERSIONS = ("1", "1.0")
-RUNTIME_NAME = "runtime"
 _RESERVED = (RUNTIME_NAME, "protected", "default-deny")
 
-_TOP_KEYS = (
-    "version", "description", "rules", "runtime", "mode", "assurance", "resources", "environment",
+TOP_KEYS = (
+    "version", "description", "extends", "rules", "runtime", "mode", "assurance", "resources",
+    "environment",
 )  # fmt: skip
 _CONDITIONS = ("path", "command", "host", "port", "protocol")
-_RULE_KEYS = ("action", *_CONDITIONS, "effect", "reason")
-_EFFECTS = {
+RULE_KEYS = ("action", *_CONDITIONS, "effect", "reason")
+EFFECTS = {
     "allow": Effect.ALLOW,
     "deny": Effect.DENY,
     "ask": Effect.ASK,
     "require_approval": Effect.ASK,
 }
-_ACTION = re.compile(r"\*|[a-z][a-z0-9_-]*(\.[a-z][a-z0-9_-]*)*(\.\*)?")
+ACTION = re.compile(r"\*|[a-z][a-z0-9_-]*(\.[a-z][a-z0-9_-]*)*(\.\*)?")
 KNOWN_ACTIONS = (
     "file", "file.read", "file.write", "file.write.create", "file.write.modify",
     "file.write.delete", "file.write.rename", "file.write.link", "file.write.metadata",
     "shell", "shell.execute", "network", "network.connect", "network.bind", "network.send",
     "session", "session.start",
 )  # fmt: skip
+RESOURCES: dict[str, Callable[[str], int]] = {
+    "memory": fields.size,
+    "processes": fields.count,
+    "cpu_time": fields.duration,
+    "file_size": fields.size,
+    "open_files": fields.count,
+    "wall_time": fields.duration,
+}
 _FAMILIES = {
     "file": ("path",),
     "shell": ("command",),
@@ -59,19 +69,33 @@ _FAMILIES = {
 }
 
 
-def load(text: bytes | str, *, name: str, shipped_runtime: bool = False) -> Policy:
+def load(
+    text: bytes | str,
+    *,
+    name: str,
+    shipped_runtime: bool = False,
+    parents: Iterable[Parent] = (),
+) -> Policy:
     """Return the policy in ``text``.
 
     ``name`` is the file it came from; its stem becomes the policy's name.
     ``shipped_runtime`` is for the runtime preset alone, whose rules carry names.
+    ``parents`` are the policies it extends (``source.gather``).
     Raises PolicyError, whose message has one line for every problem.
     """
-    problems = Problems(name)
     title = RUNTIME_NAME if shipped_runtime else policy_name(name)
-    policy = _policy(text, title, problems)
-    if policy is None or problems:
-        raise PolicyError("\n".join(problems.lines()))
+    policy, lines = inherit.assemble(
+        text, name, title, parents=parents, read=_draft, name_of=policy_name
+    )
+    if policy is None:
+        raise PolicyError("\n".join(lines))
     return policy
+
+
+def extended(text: bytes, name: str) -> list[str]:
+    """Return what the policy in ``text`` extends, as it is written; mistakes are left out."""
+    draft = _draft(text, policy_name(name), Problems(name))
+    return [] if draft is None else [ref for _, ref in draft.extends]
 
 
 def policy_name(name: str) -> str:
@@ -83,21 +107,24 @@ def policy_name(name: str) -> str:
     return f"{plain}-policy" if plain in _RESERVED else plain
 
 
-def _policy(text: bytes | str, title: str, problems: Problems) -> Policy | None:
+def _draft(text: bytes | str, title: str, problems: Problems) -> inherit.Draft | None:
     root = parse(text, problems)
     if root is None:
         return None
     if not isinstance(root, Mapping):
         problems.add(root.place, "a policy is a mapping with the keys version and rules")
         return None
-    found = fields.keys(root, _TOP_KEYS, "a policy", problems)
+    found = fields.keys(root, TOP_KEYS, "a policy", problems)
     raw = text if isinstance(text, bytes) else text.encode()
     version = _version(root, found.get("version"), problems)
-    return Policy(
+    extends = tuple(fields.texts(found.get("extends"), "extends", problems))
+    policy = Policy(
         name=title,
         version=version,
         sha256=hashlib.sha256(raw).hexdigest(),
-        rules=_rules(root, found.get("rules"), title, problems),
+        rules=()
+        if extends and "rules" not in found
+        else _rules(root, found.get("rules"), title, problems),
         description=fields.text(found.get("description"), problems, multiline=True),
         runtime=_choice(found.get("runtime"), Runtime, Runtime.DEFAULT, problems),
         mode=_choice(found.get("mode"), Mode, Mode.ENFORCE, problems),
@@ -105,6 +132,7 @@ def _policy(text: bytes | str, title: str, problems: Problems) -> Policy | None:
         resources=_resources(found.get("resources"), problems),
         environment=_environment(found.get("environment"), problems),
     )
+    return inherit.Draft(policy, frozenset(found), extends)
 
 
 def _version(root: Mapping, node: Node | None, problems: Problems) -> str:
@@ -160,7 +188,7 @@ def _rules(root: Mapping, node: Node | None, title: str, problems: Problems) -> 
 
 
 def _rule(node: Mapping, title: str, ordinal: int, problems: Problems) -> Rule:
-    known = ("id", *_RULE_KEYS) if title == RUNTIME_NAME else _RULE_KEYS
+    known = ("id", *RULE_KEYS) if title == RUNTIME_NAME else RULE_KEYS
     found = fields.keys(node, known, "a rule", problems)
     actions = _texts(found, "action", _check_action, problems)
     if "action" not in found:
@@ -202,7 +230,7 @@ def _texts(
 
 
 def _check_action(text: str) -> None:
-    if not _ACTION.fullmatch(text):
+    if not ACTION.fullmatch(text):
         raise glob.GlobError(f"'{text}' is no action; an action reads like file.read, or \"*\"")
     bare = text.removesuffix(".*")
     if bare.partition(".")[0] in ("file", "shell", "network", "session"):
@@ -256,30 +284,22 @@ def _effect(rule: Mapping, node: Node | None, problems: Problems) -> Effect:
         problems.add(rule.place, "the rule has no 'effect'; write allow, deny or ask")
     elif not isinstance(node, Scalar):
         problems.add(node.place, f"effect must be a word, not {fields.kind(node)}")
-    elif node.text not in _EFFECTS:
-        guess = fields.meant(node.text, _EFFECTS)
+    elif node.text not in EFFECTS:
+        guess = fields.meant(node.text, EFFECTS)
         problems.add(node.place, f"unknown effect '{node.text}'{guess}")
     else:
-        return _EFFECTS[node.text]
+        return EFFECTS[node.text]
     return Effect.DENY
 
 
 def _resources(node: Node | None, problems: Problems) -> Resources:
-    readers: dict[str, Callable[[str], int]] = {
-        "memory": fields.size,
-        "processes": fields.count,
-        "cpu_time": fields.duration,
-        "file_size": fields.size,
-        "open_files": fields.count,
-        "wall_time": fields.duration,
-    }
     values: dict[str, int] = {}
-    for key, value in fields.mapping(node, tuple(readers), "resources", problems).items():
+    for key, value in fields.mapping(node, tuple(RESOURCES), "resources", problems).items():
         if not isinstance(value, Scalar) or value.kind not in ("str", "int"):
             problems.add(value.place, f"{key} must be a number, not {fields.kind(value)}")
             continue
         try:
-            values[key] = readers[key](value.text)
+            values[key] = RESOURCES[key](value.text)
         except glob.GlobError as error:
             problems.add(value.place, f"{key}: {error}")
     return Resources(**values)

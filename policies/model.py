@@ -31,24 +31,38 @@ class FileTarget(msgspec.Struct, frozen=True, tag="file"):
 class ProgramTarget(msgspec.Struct, frozen=True, tag="program"):
     """A program's canonical path and the argv it is to get.
 
-    ``interpreters`` are the canonical paths of the shebang chain, outermost last.
+    ``interpreters`` are the canonical paths of the shebang chain, outermost last, and
+    ``arguments`` what each one's line gives it before the script: "" for nothing.
     """
 
     program: str
     argv: tuple[str, ...]
     interpreters: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
 
 
 class AddressTarget(msgspec.Struct, frozen=True, tag="address"):
-    """An internet address: ``protocol`` is tcp or udp, ``address`` a literal."""
+    """An internet address: ``protocol`` is tcp or udp, ``address`` a literal.
+
+    ``names`` are the host names that the session's resolver gave this address for;
+    ``own`` says that it is on the loopback of the agent's own network namespace.
+    """
 
     protocol: str
     address: str
     port: int
+    names: tuple[str, ...] = ()
+    own: bool = False
+
+
+class NameTarget(msgspec.Struct, frozen=True, tag="name"):
+    """A host name that is looked up, in lower case and without a last dot."""
+
+    name: str
 
 
 class SocketTarget(msgspec.Struct, frozen=True, tag="socket"):
-    """A Unix socket's canonical path."""
+    """A Unix socket's canonical path; ``@name`` is an abstract one of the agent's own."""
 
     path: str
 
@@ -59,7 +73,7 @@ class OtherTarget(msgspec.Struct, frozen=True, tag="other"):
     what: str
 
 
-Target = FileTarget | ProgramTarget | AddressTarget | SocketTarget | OtherTarget
+Target = FileTarget | ProgramTarget | AddressTarget | NameTarget | SocketTarget | OtherTarget
 
 
 class Attempt(msgspec.Struct, frozen=True):
@@ -103,16 +117,25 @@ def target_fields(target: Target) -> dict[str, object]:
             return {"path": printable(path)}
         case FileTarget(path, to):
             return {"path": printable(path), "to": printable(to or "")}
-        case ProgramTarget(program, argv, interpreters):
+        case ProgramTarget(program, argv, interpreters, arguments):
             fields: dict[str, object] = {
                 "argv": [printable(word) for word in argv],
                 "program": printable(program),
             }
             if interpreters:
                 fields["interpreters"] = [printable(path) for path in interpreters]
+            if any(arguments):
+                fields["arguments"] = [printable(word) for word in arguments]
             return fields
         case AddressTarget(protocol, address, port):
-            return {"address": address, "port": port, "protocol": protocol}
+            where: dict[str, object] = {"address": address, "port": port, "protocol": protocol}
+            if target.names:
+                where["names"] = [printable(name) for name in target.names]
+            if target.own:
+                where["own"] = True
+            return where
+        case NameTarget(name):
+            return {"name": printable(name)}
         case SocketTarget(path):
             return {"socket": printable(path)}
         case OtherTarget(what):
@@ -126,12 +149,15 @@ def describe(target: Target) -> str:
             return printable(path)
         case FileTarget(path, to):
             return f"{printable(path)} -> {printable(to or '')}"
-        case ProgramTarget(program, argv, _):
+        case ProgramTarget(program, argv):
             words = [printable(word) for word in argv[1:]]
             return " ".join([printable(program), *words])
         case AddressTarget(protocol, address, port):
             literal = f"[{address}]" if ":" in address else address
-            return f"{protocol}:{literal}:{port}"
+            known = f" ({', '.join(printable(name) for name in target.names)})"
+            return f"{protocol}:{literal}:{port}" + (known if target.names else "")
+        case NameTarget(name):
+            return printable(name)
         case OtherTarget(what):
             return printable(what)
 

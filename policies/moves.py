@@ -24,7 +24,8 @@ class Moves:
     def __init__(
         self, rules: Iterable[Rule], kept: Iterable[str], *, workspace: str, home: str
     ) -> None:
-        prefixes: dict[str, int | None] = dict.fromkeys(kept)
+        self._kept = Prefixes(dict.fromkeys(kept))
+        prefixes: dict[str, int | None] = {}
         self._globs: dict[str, list[tuple[int, PathGlob]]] = {}
         for at, rule in enumerate(rules):
             if rule.effect is Effect.ALLOW:
@@ -38,10 +39,12 @@ class Moves:
 
     def obstacle(self, path: str, to: str) -> tuple[str, int | None] | None:
         """Return what forbids the move: a path or place, and its rule (None: protected)."""
-        for end in (path, to):
-            below = self._prefixes.below(end)
-            if below is not None:
-                return below
+        # What is protected comes first: observation lets through what only a rule forbids.
+        for prefixes in (self._kept, self._prefixes):
+            for end in (path, to):
+                below = prefixes.below(end)
+                if below is not None:
+                    return below
         before, after = self._remaining(path), self._remaining(to)
         if before == after:
             return None

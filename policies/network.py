@@ -24,16 +24,29 @@ SPECIAL: tuple[Network, ...] = tuple(
     ipaddress.ip_network(text)
     for text in (
         "0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4",
-        "::/128", "::1/128", "fe80::/10", "fd00:ec2::254/128", "ff00::/8",
+        "::/96", "fe80::/10", "fd00:ec2::254/128", "ff00::/8",
     )
 )  # fmt: skip
 
+# Where a name that the world's DNS answers must not lead: a rule has to name the network.
+PRIVATE: tuple[Network, ...] = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7", "fec0::/10",
+    )
+)  # fmt: skip
+
+#: The host of a rule that means the loopback of the agent's own network namespace.
+OWN_LOOPBACK = "own-loopback"
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+
 
 class Host(msgspec.Struct, frozen=True):
-    """One host of a rule: a network, a name, or (both None) any host."""
+    """One host of a rule: a network, a name, the own loopback, or (none of them) any host."""
 
     network: Network | None = None
     name: str | None = None
+    own: bool = False
 
 
 LOCALHOST = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
@@ -44,6 +57,8 @@ def hosts(text: str) -> list[Host]:
     bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
     if bare == "*":
         return [Host()]
+    if bare == OWN_LOOPBACK:
+        return [Host(own=True)]
     if bare.lower() == "localhost":
         return [Host(network=network) for network in LOCALHOST]
     try:
@@ -94,7 +109,22 @@ def port_range(text: str) -> PortRange:
 
 def is_special(where: Address) -> bool:
     """Return whether an address is loopback, link-local, multicast or the like."""
-    return any(where in network for network in SPECIAL)
+    return any(one in network for one in _all_of(where) for network in SPECIAL)
+
+
+def is_private(where: Address) -> bool:
+    """Return whether an address is special, or of a network that is not the public one."""
+    return is_special(where) or any(one in network for one in _all_of(where) for network in PRIVATE)
+
+
+def _all_of(where: Address) -> tuple[Address, ...]:
+    """Return the address and the IPv4 address that a translator would make of it."""
+    if isinstance(where, ipaddress.IPv6Address):
+        if where.sixtofour is not None:
+            return (where, where.sixtofour)
+        if where in _NAT64:
+            return (where, ipaddress.IPv4Address(int(where) & 0xFFFFFFFF))
+    return (where,)
 
 
 def within_special(network: Network) -> bool:

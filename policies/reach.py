@@ -8,6 +8,7 @@ from safeclaw.policies.buckets import covers
 from safeclaw.policies.command import command_globs
 from safeclaw.policies.document import Effect, Rule
 from safeclaw.policies.glob import path_globs
+from safeclaw.policies.network import OWN_LOOPBACK
 
 # Where a distribution keeps programs, and what the kernel opens to start one.
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
@@ -69,4 +70,7 @@ def executable_roots(
 
 def names_network(rules: Iterable[Rule]) -> bool:
     """Return whether a rule can allow a connection beyond the agent's own loopback."""
-    return any(not rule.paths and _concerns(rule, _NETWORK_ACTIONS) for rule in _open(rules))
+    return any(
+        not rule.paths and rule.hosts != (OWN_LOOPBACK,) and _concerns(rule, _NETWORK_ACTIONS)
+        for rule in _open(rules)
+    )

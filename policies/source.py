@@ -9,18 +9,21 @@ import functools
 import os
 import stat
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from safeclaw.errors import PolicyError
 from safeclaw.policies import command, network
+from safeclaw.policies.buckets import covers
 from safeclaw.policies.compiled import Context, Program
-from safeclaw.policies.document import Effect, Policy, Rule
-from safeclaw.policies.loader import RUNTIME_NAME, load
-from safeclaw.policies.yamltext import MAX_BYTES
+from safeclaw.policies.document import MAX_BYTES, RUNTIME_NAME, Effect, Parent, Policy, Rule
 
 PRESETS = Path(__file__).resolve().parent / "presets"
 IN_WORKSPACE = Path(".safeclaw") / "policy.yaml"
 DEFAULT = "default"
+#: How long the names that rules refuse may take to resolve, in seconds, all together.
+_RESOLVING = 2.0
+_NETWORK = ("network.connect", "network.send", "network.bind")
 SYSTEM_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 
 
@@ -68,15 +71,64 @@ def read(path: Path) -> bytes:
 
 
 def load_file(path: Path) -> Policy:
-    """Return the policy in a file.  Raises PolicyError."""
-    return load(read(path), name=str(path))
+    """Return the policy in a file, with its parents.  Raises PolicyError."""
+    # Imported late, here and below: reading YAML takes longer to import than all the rest.
+    from safeclaw.policies.loader import load
+
+    name, text = str(path), read(path)
+    return load(text, name=name, parents=gather(name, text))
+
+
+def gather(name: str, text: bytes) -> tuple[Parent, ...]:
+    """Return what the policy ``text`` of ``name`` extends, and what that extends.
+
+    A path (with a slash, or ending in .yaml) stands in the directory of the file that
+    names it; any other word is a shipped policy.  What is missing says so in its place:
+    ``loader.load`` knows the line.
+    """
+    # Most policies extend nothing: they are read once, by the broker.
+    if b"extends" not in text:
+        return ()
+    from safeclaw.policies import loader
+    from safeclaw.policies.inherit import MAX_PARENTS
+
+    found: list[Parent] = []
+    todo, seen = [(name, text)], {name}
+    while todo and len(found) <= MAX_PARENTS:
+        child, own = todo.pop(0)
+        for ref in loader.extended(own, child):
+            parent = _parent(child, ref)
+            found.append(parent)
+            if not parent.problem and parent.name not in seen:
+                seen.add(parent.name)
+                todo.append((parent.name, parent.text))
+    return tuple(found)
+
+
+def _parent(child: str, ref: str) -> Parent:
+    shipped = next((one for one in preset_names() if ref in (one, one.rpartition("/")[2])), None)
+    try:
+        if shipped is not None:
+            return Parent(child, ref, f"{shipped}.yaml", read(PRESETS / f"{shipped}.yaml"))
+        if "/" in ref or ref.endswith((".yaml", ".yml")):
+            path = os.path.normpath(os.path.join(os.path.dirname(child), ref))
+            return Parent(child, ref, path, read(Path(path)))
+    except PolicyError as error:
+        return Parent(child, ref, problem=error.message)
+    return Parent(child, ref, problem=f"no shipped policy; those are {', '.join(preset_names())}")
 
 
 @functools.cache
 def runtime_rules() -> tuple[Rule, ...]:
     """Return the rules of the runtime preset."""
+    from safeclaw.policies.loader import load
+
     file = f"{RUNTIME_NAME}.yaml"
     return load(read(PRESETS / file), name=file, shipped_runtime=True).rules
+
+
+#: As many symbolic links on one way as the kernel follows (path_resolution(7)).
+_LINKS_MAX = 40
 
 
 def context(
@@ -89,15 +141,17 @@ def context(
     interpreter: tuple[str, ...] = (),
     path: str | None = None,
     resolve: bool = True,
+    runtime: tuple[Rule, ...] | None = None,
 ) -> Context:
     """Collect what ``policy`` has to know: where names lead, what hosts resolve to.
 
     ``interpreter`` are prefixes of other interpreters than this one (the agent's);
     ``path`` is the PATH that bare program names are looked up on (the system's
-    directories come last); ``resolve`` turns host names into addresses.
+    directories come last); ``resolve`` turns the names that rules refuse into addresses;
+    ``runtime`` are the rules of the runtime preset, where they have been read already.
     """
     directories = [part for part in (path or "").split(os.pathsep) if part.startswith("/")]
-    rules = [*policy.rules, *runtime_rules()]
+    rules = [*policy.rules, *(runtime_rules() if runtime is None else runtime)]
     programs = {
         name: found
         for rule in rules
@@ -108,8 +162,8 @@ def context(
     return Context(
         workspace=os.path.realpath(workspace),
         home=os.path.realpath(home),
-        protected=tuple(os.path.realpath(item) for item in protected),
-        read_only=tuple(os.path.realpath(item) for item in read_only),
+        protected=_places(protected),
+        read_only=_places(read_only),
         interpreter=tuple(dict.fromkeys((*interpreter_prefixes(), *interpreter))),
         programs=tuple(
             Program(name, found, os.path.realpath(found))
@@ -117,6 +171,30 @@ def context(
         ),
         addresses=_addresses(policy) if resolve else (),
     )
+
+
+def _places(paths: tuple[str, ...]) -> tuple[str, ...]:
+    """Return where each path leads, and every symbolic link on its way.
+
+    SAFETY: who may put another link in the place of one decides where the path leads next.
+    """
+    found: dict[str, None] = {}
+    for path in paths:
+        found[os.path.realpath(path)] = None
+        found |= dict.fromkeys(_links(os.path.abspath(path), 0))
+    return tuple(found)
+
+
+def _links(path: str, depth: int) -> Iterator[str]:
+    here, parts = "/", [part for part in path.split("/") if part]
+    for at, part in enumerate(parts):
+        step = os.path.join(here, part)
+        if os.path.islink(step) and depth < _LINKS_MAX:
+            yield step
+            rest = os.path.join(here, os.readlink(step), *parts[at + 1 :])
+            yield from _links(os.path.normpath(rest), depth + 1)
+            return
+        here = step
 
 
 def interpreter_prefixes() -> tuple[str, ...]:
@@ -134,23 +212,50 @@ def _which(name: str, directories: tuple[str, ...]) -> str | None:
 
 
 def _addresses(policy: Policy) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Resolve the names that rules refuse, where a rule could allow their bare addresses.
+
+    What rules allow by name needs nothing here: the session's resolver binds names to
+    addresses as the agent asks for them.
+    """
+    allowed = [rule for rule in policy.rules if rule.effect is not Effect.DENY and not rule.paths]
+    if not any(_by_address(rule) for rule in allowed):
+        return ()
     names = {
         host.name
         for rule in policy.rules
-        if rule.effect is not Effect.DENY or rule.hosts
+        if rule.effect is not Effect.ALLOW
         for text in rule.hosts
         for host in network.hosts(text)
         if host.name is not None and not host.name.startswith("*.")
     }
-    found: list[tuple[str, tuple[str, ...]]] = []
     if not names:
         return ()
-    import socket  # only a policy that names hosts needs it
+    import socket  # only a policy that refuses names needs these
+    import threading
+    import time
 
-    for name in sorted(names):
+    found: dict[str, tuple[str, ...]] = {}
+
+    def resolve(name: str) -> None:
         try:
             answers = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError):
-            continue
-        found.append((name, tuple(sorted({str(answer[4][0]) for answer in answers}))))
-    return tuple(found)
+            return
+        found[name] = tuple(sorted({str(answer[4][0]) for answer in answers}))
+
+    threads = [threading.Thread(target=resolve, args=(name,), daemon=True) for name in names]
+    for thread in threads:
+        thread.start()
+    # What is not answered in time counts as unresolved: its rule then refuses more, never less.
+    until = time.monotonic() + _RESOLVING
+    for thread in threads:
+        thread.join(max(0.0, until - time.monotonic()))
+    return tuple(sorted(found.copy().items()))
+
+
+def _by_address(rule: Rule) -> bool:
+    """Whether a rule can match an address that nobody looked up by name."""
+    if not any(covers(pattern, action) for pattern in rule.actions for action in _NETWORK):
+        return False
+    hosts = [host for text in rule.hosts for host in network.hosts(text)]
+    return not hosts or any(host.name is None and not host.own for host in hosts)

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import msgspec
 import yaml
 
-MAX_BYTES = 256 * 1024
+from safeclaw.policies.document import MAX_BYTES
+
 MAX_DEPTH = 32
 MAX_NODES = 100_000
 

@@ -63,4 +63,6 @@ def test_explain_of_an_unknown_policy_is_a_policy_error() -> None:
 
 
 def test_the_group_has_its_commands() -> None:
-    assert set(policy_group.commands) == {"check", "explain", "show"}
+    assert set(policy_group.commands) == {
+        "check", "explain", "schema", "show", "suggest", "test",
+    }  # fmt: skip

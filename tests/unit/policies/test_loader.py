@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safeclaw.errors import PolicyError
-from safeclaw.policies import yamltext
+from safeclaw.policies import document
 from safeclaw.policies.document import Effect, Mode, Policy, PortRange, Runtime
 from safeclaw.policies.loader import load
 
@@ -108,7 +108,7 @@ def test_text_that_is_not_utf8_is_refused_at_its_byte() -> None:
 
 
 def test_a_file_too_large_is_refused() -> None:
-    assert "too large" in problems(HEAD + RULE + "#" * yamltext.MAX_BYTES)[0]
+    assert "too large" in problems(HEAD + RULE + "#" * document.MAX_BYTES)[0]
 
 
 @pytest.mark.parametrize("opening", ["[", "{a: "])

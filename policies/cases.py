@@ -1,0 +1,115 @@
+"""Cases for ``safeclaw policy test``: attempts, and what a policy is to decide on them.
+
+Pure: the text is passed in; every mistake is named with line and column.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from safeclaw.errors import PolicyError, UsageError
+from safeclaw.policies import command, fields
+from safeclaw.policies.explain import parse_target
+from safeclaw.policies.glob import GlobError
+from safeclaw.policies.model import Attempt, Decision
+from safeclaw.policies.yamltext import Mapping, Node, Problems, Scalar, Sequence, parse
+
+TOP_KEYS = ("policy", "workspace", "cases")
+CASE_KEYS = ("name", "action", "target", "expect", "rule")
+
+
+class Case(msgspec.Struct, frozen=True):
+    """One attempt, and the decision (and, if said, the rule) that is expected."""
+
+    line: int
+    attempt: Attempt
+    expect: Decision
+    name: str = ""
+    rule: str = ""
+
+
+class Cases(msgspec.Struct, frozen=True):
+    """A file of cases; ``policy`` and ``workspace`` are "" where it does not say."""
+
+    cases: tuple[Case, ...]
+    policy: str = ""
+    workspace: str = ""
+
+
+def load_cases(text: bytes, *, name: str, workspace: str) -> Cases:
+    """Return the cases in ``text``; relative targets stand in ``workspace``.
+
+    Raises PolicyError, whose message has one line for every problem.
+    """
+    problems = Problems(name)
+    root = parse(text, problems)
+    found = Cases(())
+    if isinstance(root, Mapping):
+        keys = fields.keys(root, TOP_KEYS, "a file of cases", problems)
+        found = Cases(
+            _cases(root, keys.get("cases"), workspace, problems),
+            fields.text(keys.get("policy"), problems),
+            fields.text(keys.get("workspace"), problems),
+        )
+    elif root is not None:
+        problems.add(root.place, "a file of cases is a mapping with the key cases")
+    if problems:
+        raise PolicyError("\n".join(problems.lines()))
+    return found
+
+
+def _cases(
+    root: Mapping, node: Node | None, workspace: str, problems: Problems
+) -> tuple[Case, ...]:
+    if node is None:
+        problems.add(root.place, "the key 'cases' is missing; it is a list of attempts")
+        return ()
+    if not isinstance(node, Sequence) or not node.items:
+        problems.add(node.place, "cases must be a list with at least one case")
+        return ()
+    found: list[Case] = []
+    for item in node.items:
+        if not isinstance(item, Mapping):
+            problems.add(item.place, f"a case must be a mapping, not {fields.kind(item)}")
+            continue
+        case = _case(item, workspace, problems)
+        if case is not None:
+            found.append(case)
+    return tuple(found)
+
+
+def _case(node: Mapping, workspace: str, problems: Problems) -> Case | None:
+    keys = fields.keys(node, CASE_KEYS, "a case", problems)
+    for key in ("action", "expect"):
+        if key not in keys:
+            problems.add(node.place, f"the case has no '{key}'")
+    action = fields.text(keys.get("action"), problems)
+    expect = _expected(keys.get("expect"), problems)
+    if not action or expect is None:
+        return None
+    try:
+        target = parse_target(action, _words(keys.get("target"), action, problems), workspace)
+    except (UsageError, GlobError) as error:
+        message = error.message if isinstance(error, UsageError) else str(error)
+        problems.add(keys.get("target", node).place, f"target: {message}")
+        return None
+    name, rule = fields.text(keys.get("name"), problems), fields.text(keys.get("rule"), problems)
+    return Case(node.place.line, Attempt(action, target), expect, name, rule)
+
+
+def _expected(node: Node | None, problems: Problems) -> Decision | None:
+    names = [str(decision) for decision in Decision]
+    if node is None:
+        return None
+    if isinstance(node, Scalar) and node.text in names:
+        return Decision(node.text)
+    shown = f" '{node.text}'" if isinstance(node, Scalar) else ""
+    problems.add(node.place, f"expect must be {' or '.join(names)}{shown and ', not' + shown}")
+    return None
+
+
+def _words(node: Node | None, action: str, problems: Problems) -> list[str]:
+    """Return the words of a target; a command may be written as one text."""
+    if isinstance(node, Scalar) and action.partition(".")[0] == "shell":
+        return command.tokens(fields.text(node, problems))
+    return [text for _, text in fields.texts(node, "target", problems, numbers=True)]
