@@ -6,10 +6,14 @@ supervisor's own memory; nothing is re-read after a verdict.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import time
+from collections.abc import Callable
 
 from safeclaw.sandbox import linux
+from safeclaw.sandbox.gate import Handover
 
 PATH_MAX = 4096
 _PAGE = 4096
@@ -70,23 +74,103 @@ def status(pid: int) -> dict[str, str]:
         return dict(line.rstrip("\n").split(":\t", 1) for line in source if ":\t" in line)
 
 
-class Caller:
-    """One thread of the agent: its ids here and in its own namespace, and its program."""
+def _field(fields: dict[str, str], name: str) -> str:
+    """Return a field; ESRCH when it is not there, as with a task that is exiting."""
+    try:
+        return fields[name]
+    except KeyError:
+        raise OSError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
 
-    __slots__ = ("exe", "inner_tgid", "inner_tid", "pid", "tgid")
+
+class Opened:
+    """A name that was opened for reading and allowed: what it led to, and its record.
+
+    ``literal``: the name is itself the canonical path, so that a walk which meets
+    no symbolic link can only lead there again.
+    """
+
+    __slots__ = ("handover", "literal", "real")
+
+    def __init__(self, real: bytes, handover: Handover, *, literal: bool) -> None:
+        self.real = real
+        self.handover = handover
+        self.literal = literal
+
+
+def _trust_ns() -> int:
+    """Return for how long a pid that was looked at cannot have become another task's.
+
+    SAFETY: pids are handed out in a circle of pid_max, one at a time under one lock, and
+    none takes less than 250 ns; so a pid seen alive is nobody else's for that long.
+    """
+    with open("/proc/sys/kernel/pid_max") as source:
+        return min(10_000_000, int(source.read()) * 250)
+
+
+_TRUST_NS = _trust_ns()
+
+
+def _start_time(pid: int) -> str:
+    """Return when the task began (proc_pid_stat(5), field 22); "" when it has gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as source:
+            # the name, in parentheses, may hold anything
+            return source.read().rpartition(b")")[2].split()[19].decode()
+    except (OSError, IndexError):
+        return ""
+
+
+class Caller:
+    """One thread of the agent: its ids here and in its own namespace, and its program.
+
+    Known until it execs (the exec stop forgets it) or until its pid is another
+    task's, which :meth:`is_current` finds.  ``memory`` is /proc/PID/mem, kept
+    open for as long as anybody holds this value; -1 where there is none.
+    """
+
+    __slots__ = (
+        *("exe", "inner_tgid", "inner_tid", "pid", "tgid"),
+        *("memory", "opened", "trusted_until", "_start"),
+    )
 
     def __init__(self, pid: int) -> None:
+        self.memory = -1
+        self.opened: dict[bytes, Opened] = {}
         self.pid = pid
+        self.trusted_until = time.monotonic_ns() + _TRUST_NS
+        self._start = _start_time(pid)
         fields = status(pid)
-        self.tgid = int(fields["Tgid"])
+        self.tgid = int(_field(fields, "Tgid"))
         # NStgid and NSpid list the ids outermost first
-        self.inner_tgid = int(fields["NStgid"].split()[-1])
-        self.inner_tid = int(fields["NSpid"].split()[-1])
+        self.inner_tgid = int(_field(fields, "NStgid").split()[-1])
+        self.inner_tid = int(_field(fields, "NSpid").split()[-1])
         try:
             self.exe = os.readlink(f"/proc/{pid}/exe")
         except OSError:
             self.exe = ""
 
+    def __del__(self, _close: Callable[[int], None] = os.close) -> None:
+        # Here and nowhere else: another thread may still be reading through it.
+        if self.memory >= 0:
+            _close(self.memory)
+
+    def keep_memory(self) -> None:
+        """Open the memory for reading, if that can be had."""
+        with contextlib.suppress(OSError):
+            self.memory = os.open(f"/proc/{self.pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+
+    def is_current(self, now: int) -> bool:
+        """Whether the pid is still this task's; ``now`` is the monotonic clock in ns.
+
+        To be asked about a task that waits for an answer, and hence lives.
+        """
+        if now < self.trusted_until:
+            return True
+        if not self._start or _start_time(self.pid) != self._start:
+            return False
+        self.trusted_until = now + _TRUST_NS
+        return True
+
     def umask(self) -> int:
         """Return the thread's umask, in force now."""
-        return int(status(self.pid)["Umask"], 8)
+        return int(_field(status(self.pid), "Umask"), 8)

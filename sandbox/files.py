@@ -10,11 +10,13 @@ from safeclaw.policies.model import Attempt, Decision, FileTarget
 from safeclaw.sandbox import linux
 from safeclaw.sandbox.caller import read_exact, read_string
 from safeclaw.sandbox.mediator import Handler, Notification
-from safeclaw.sandbox.resolve import Pinned, error, join, path_of
+from safeclaw.sandbox.resolve import Pinned, error, join
 
 _XATTR_MAX = 65536
-#: openat2(2) resolve flags of the caller that the supervisor's own walk can take over.
-_RESOLVE_PASSED = 0x01 | 0x02 | 0x04
+#: The openat2(2) resolve flag that holds for every walk of the supervisor; with the others the
+#: call is answered as by a kernel that has it not.
+_RESOLVE_PASSED = linux.RESOLVE_NO_MAGICLINKS
+_SET_ID = stat.S_ISUID | stat.S_ISGID
 METADATA_CALLS = (
     *("chmod", "fchmodat", "fchmodat2", "fchmod", "chown", "lchown", "fchownat", "fchown"),
     *("utimensat", "setxattr", "lsetxattr", "fsetxattr"),
@@ -92,6 +94,8 @@ def _open(note: Notification) -> int | None:
             flags = int.from_bytes(how[:8], "little")
             mode = int.from_bytes(how[8:16], "little")
             resolve = int.from_bytes(how[16:], "little")
+            if flags >> 31 or mode & ~0o7777:
+                raise error(errno.EINVAL)
             if resolve & ~_RESOLVE_PASSED:
                 raise error(errno.ENOSYS)
     path = _path(note, index)
@@ -128,8 +132,10 @@ def _open_read(note: Notification, dirfd: int, path: str, flags: int) -> int | N
     plain = note.mediator.plain
     if absolute not in plain:
         with pin(note, "file.read", dirfd, path, follow=not flags & os.O_NOFOLLOW) as pinned:
-            if _open_pinned(note, pinned, flags) and len(plain) < _PLAIN_MAX:
-                plain.add(absolute)
+            if _open_pinned(note, pinned, flags):
+                if len(plain) < _PLAIN_MAX:
+                    plain.add(absolute)
+                _remember(note, absolute, pinned.path)
         return None
     try:
         # SAFETY: O_NONBLOCK, so that a FIFO put in the file's place cannot hold the loop.
@@ -141,16 +147,22 @@ def _open_read(note: Notification, dirfd: int, path: str, flags: int) -> int | N
         raise
     try:
         # a caller that has gone meanwhile is found by ADDFD: nothing else is done for it
-        real = resolver.canonical(caller, path_of(fd))
+        real = resolver.canonical(caller, resolver.path_of(fd))
         note.judge(Attempt("file.read", FileTarget(real)), alive=False)
         if not stat.S_IFMT(os.fstat(fd).st_mode) & stat.S_IFREG:
             plain.discard(absolute)
         if not flags & os.O_NONBLOCK:
             os.set_blocking(fd, True)
         note.send_descriptor(fd, cloexec=bool(flags & os.O_CLOEXEC))
+        if absolute in plain:
+            _remember(note, absolute, real)
     finally:
         os.close(fd)
     return None
+
+
+def _remember(note: Notification, absolute: str, real: str) -> None:
+    note.mediator.remember(note.caller, absolute, FileTarget(real), "seccomp-notify")
 
 
 def _open_pinned(note: Notification, pinned: Pinned, flags: int) -> bool:
@@ -172,16 +184,32 @@ def _open_pinned(note: Notification, pinned: Pinned, flags: int) -> bool:
 def _open_own(note: Notification, number: int, flags: int) -> int | None:
     with note.mediator.resolver.pin_descriptor(note.caller, number) as pinned:
         kind = stat.S_IFMT(os.fstat(pinned.fd).st_mode)
-        path = pinned.path
-        if kind in (stat.S_IFIFO, stat.S_IFCHR):
-            path = f"/proc/self/fd/{number}"  # a pipe or terminal it holds already
-        action = "file.write.modify" if flags & os.O_ACCMODE else "file.read"
-        if path == f"/proc/self/fd/{number}":
-            action = "file.read"  # no name in any file system: nothing new is reached
-        _judge(note, action, path)
+        handle = f"/proc/self/fd/{number}"
+        held = kind in (stat.S_IFIFO, stat.S_IFCHR) and _holds(note, number, flags)
+        if held or pinned.path == handle:
+            # a pipe or terminal it has open already, or no name in any file system: nothing
+            # new is reached
+            _judge(note, "file.read", handle)
+        else:
+            return _open_existing(note, pinned, flags & ~(os.O_CREAT | os.O_EXCL))
+        if kind == stat.S_IFIFO and not flags & os.O_NONBLOCK:
+            _wait_for_fifo(note, pinned, flags)
+            return None
         keep = flags & ~(os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW)
         _send(note, pinned.reopen(keep), flags)
     return None
+
+
+def _holds(note: Notification, number: int, flags: int) -> bool:
+    """Whether the caller's descriptor is really open, and gives what ``flags`` ask for.
+
+    SAFETY: an O_PATH descriptor was never judged, so it counts for nothing here.
+    """
+    with open(f"/proc/{note.caller.tgid}/fdinfo/{number}") as source:
+        fields = dict(line.split(":", 1) for line in source if ":" in line)
+    has = int(fields["flags"], 8)
+    wanted, given = flags & os.O_ACCMODE, has & os.O_ACCMODE
+    return not has & linux.O_PATH and (given == os.O_RDWR or wanted == given)
 
 
 def _wait_for_fifo(note: Notification, pinned: Pinned, flags: int) -> None:
@@ -257,7 +285,7 @@ def _create(note: Notification, dirfd: int, path: str, flags: int, mode: int) ->
         fd = os.open(
             name,
             flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK,
-            mode & 0o7777 & ~note.caller.umask(),
+            _new_mode(note, mode),
             dir_fd=directory.fd,
         )
         if not flags & os.O_NONBLOCK:
@@ -266,13 +294,22 @@ def _create(note: Notification, dirfd: int, path: str, flags: int, mode: int) ->
     return None
 
 
+def _new_mode(note: Notification, mode: int) -> int:
+    """Return the mode of a new file.
+
+    SAFETY: never set-user-ID or set-group-ID: outside the walls it would give away the
+    person's rights.
+    """
+    return mode & 0o7777 & ~_SET_ID & ~note.caller.umask()
+
+
 def _open_tmpfile(note: Notification, dirfd: int, path: str, flags: int, mode: int) -> int | None:
     with pin(note, "file.write.create", dirfd, path) as directory:
         _judge(note, "file.write.create", join(directory.path, "#tmpfile"))
         fd = os.open(
             f"/proc/self/fd/{directory.fd}",
             flags | os.O_CLOEXEC,
-            mode & 0o7777 & ~note.caller.umask(),
+            _new_mode(note, mode),
         )
         _send(note, fd, flags)
     return None
@@ -299,7 +336,7 @@ def _make(note: Notification) -> int:
         else:
             if stat.S_IFMT(mode) in (stat.S_IFCHR, stat.S_IFBLK):
                 raise error(errno.EPERM)
-            os.mknod(name, mode, 0, dir_fd=directory.fd)
+            os.mknod(name, mode & ~_SET_ID, 0, dir_fd=directory.fd)
     return 0
 
 
@@ -402,6 +439,12 @@ def _subject(note: Notification) -> tuple[Pinned, int]:
     return pin(note, "file.write.metadata", note.int_arg(0), path, follow=follow), 2
 
 
+def _id(value: int) -> int:
+    """Return a uid_t or gid_t as os.chown takes it: unsigned, and -1 for "leave it"."""
+    value &= 0xFFFFFFFF
+    return -1 if value == 0xFFFFFFFF else value
+
+
 def _metadata(note: Notification) -> int:
     pinned, rest = _subject(note)
     with pinned:
@@ -411,9 +454,12 @@ def _metadata(note: Notification) -> int:
         if "chmod" in name:
             if symlink:
                 raise error(errno.EOPNOTSUPP)
-            os.chmod(handle, note.int_arg(rest) & 0o7777)
+            mode = note.int_arg(rest) & 0o7777
+            if mode & _SET_ID and not stat.S_ISDIR(os.fstat(pinned.fd).st_mode):
+                raise error(errno.EPERM)
+            os.chmod(handle, mode)
         elif "chown" in name:
-            os.chown(handle, note.int_arg(rest), note.int_arg(rest + 1))
+            os.chown(handle, _id(note.args[rest]), _id(note.args[rest + 1]))
         elif name == "utimensat":
             times = read_exact(note.pid, note.args[rest], 32) if note.args[rest] else None
             linux.utimensat(linux.AT_FDCWD, handle.encode(), times, 0)

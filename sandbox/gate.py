@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from safeclaw.policies.model import Attempt, Verdict
+
+#: Hands over the record of a decision that is made once more, for a pid, begun at that
+#: monotonic time in ns.  False: nothing was recorded, have the attempt judged again.
+Handover = Callable[[int, int], bool]
 
 
 class Gate(Protocol):
@@ -16,6 +21,17 @@ class Gate(Protocol):
 
     def judge(self, attempt: Attempt, *, pid: int, exe: str, enforced_by: str) -> Verdict:
         """Decide and record one attempt."""
+        ...
+
+    def repeatable(self, attempt: Attempt, *, exe: str, enforced_by: str) -> Handover | None:
+        """Return how an attempt that is allowed is recorded each further time it is made.
+
+        None where each time is to be judged anew.
+        """
+        ...
+
+    def permits(self, attempt: Attempt) -> bool:
+        """Whether the policy itself allows it: no record, and whatever observing lets through."""
         ...
 
     def peek(self, attempt: Attempt) -> Verdict:

@@ -47,6 +47,7 @@ PR_CAP_AMBIENT_CLEAR_ALL = 4
 
 # linux/openat2.h
 RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_IN_ROOT = 0x10
 
 # asm-generic/fcntl.h; os has no names for these two everywhere
@@ -257,6 +258,12 @@ _openat2 = ctypes.CFUNCTYPE(
     ctypes.c_size_t,
     use_errno=True,
 )(("syscall", _libc))
+
+
+#: syscall(2) without conversions, for openat2 by prepared arguments: -1 on any error, whose
+#: errno is lost.  Its own handle, because a function's types belong to the handle.
+raw_openat2 = ctypes.CDLL(None)["syscall"]
+raw_openat2.restype = ctypes.c_long
 
 
 @functools.lru_cache(maxsize=256)

@@ -13,15 +13,24 @@ import fcntl
 import os
 import select
 import threading
+import time
 from collections.abc import Callable
 
-from safeclaw.policies.model import Attempt, Decision
-from safeclaw.sandbox import linux
-from safeclaw.sandbox.caller import Caller
+from safeclaw.policies.model import Attempt, Decision, FileTarget, OtherTarget
+from safeclaw.sandbox import linux, quick
+from safeclaw.sandbox.caller import Caller, Opened
 from safeclaw.sandbox.gate import Gate
 from safeclaw.sandbox.resolve import Resolver, error
 
-_CALLERS_MAX = 4096
+#: How many callers are remembered: each holds a descriptor.
+_CALLERS_MAX = 128
+#: How many calls may wait in threads of their own.
+_BACKGROUND_MAX = 512
+#: How many opened names are remembered, for each program.
+_OPENED_MAX = 16384
+_PROGRAMS_MAX = 64
+#: Whose names mean something else to each process.
+_MOVING = (b"/proc/", b"/dev/")
 
 
 class Notification:
@@ -109,6 +118,11 @@ class Mediator:
         self._numbers = numbers
         self._handlers: dict[str, Handler] = {}
         self._callers: dict[int, Caller] = {}
+        # Guards what is put into the three below; looking up needs no lock.
+        self._remembering = threading.Lock()
+        self._forgotten = 0
+        self._opened: dict[str, dict[bytes, Opened]] = {}
+        self._room = threading.BoundedSemaphore(_BACKGROUND_MAX)
         #: Names that were regular files: a hint that one open will do, never a verdict.
         self.plain: set[str] = set()
         #: The argv that the session starts with, until its exec has been judged.
@@ -121,15 +135,46 @@ class Mediator:
     def caller(self, pid: int) -> Caller:
         """Return the caller, from memory where possible; exec and exit forget it."""
         known = self._callers.get(pid)
-        if known is None:
-            if len(self._callers) >= _CALLERS_MAX:
-                self._callers.clear()
-            known = self._callers[pid] = Caller(pid)
+        if known is not None and known.is_current(time.monotonic_ns()):
+            return known
+        forgotten = self._forgotten
+        known = Caller(pid)
+        with self._remembering:
+            known.opened = self._opened_by(known.exe)
+            # SAFETY: one that was read before an exec, and is put here after it, would stay.
+            if forgotten == self._forgotten:
+                if len(self._callers) >= _CALLERS_MAX:
+                    self._callers.clear()
+                known.keep_memory()
+                self._callers[pid] = known
         return known
 
     def forget(self, pid: int) -> None:
         """Forget what a process was, because it is about to be another program."""
-        self._callers.pop(pid, None)
+        with self._remembering:
+            self._forgotten += 1
+            self._callers.pop(pid, None)
+
+    def _opened_by(self, exe: str) -> dict[bytes, Opened]:
+        if len(self._opened) >= _PROGRAMS_MAX:
+            self._opened.clear()
+        return self._opened.setdefault(exe, {})
+
+    def remember(self, caller: Caller, path: str, target: FileTarget, enforced_by: str) -> None:
+        """Have the short way open ``path`` from now on, which was judged as the target."""
+        name, real = os.fsencode(path), os.fsencode(target.path)
+        if name.startswith(_MOVING) or real.startswith(_MOVING):
+            return
+        known = caller.opened.get(name)
+        if known is not None and known.real == real:
+            return
+        attempt = Attempt("file.read", target)
+        handover = self.gate.repeatable(attempt, exe=caller.exe, enforced_by=enforced_by)
+        if handover is None:
+            return
+        if len(caller.opened) >= _OPENED_MAX:
+            caller.opened.clear()
+        caller.opened[name] = Opened(real, handover, literal=real == name)
 
     def background(self, note: Notification, work: Callable[[], int | None]) -> None:
         """Finish ``note`` in a thread of its own."""
@@ -137,7 +182,20 @@ class Mediator:
         def handler(_: Notification) -> int | None:
             return work()
 
-        threading.Thread(target=self._answer, args=(note, handler), daemon=True).start()
+        def run() -> None:
+            try:
+                self._answer(note, handler)
+            finally:
+                self._room.release()
+
+        # SAFETY: bounded, so that calls which wait for ever cannot use up the supervisor.
+        if not self._room.acquire(blocking=False):
+            raise error(errno.EAGAIN)
+        try:
+            threading.Thread(target=run, daemon=True).start()
+        except RuntimeError:
+            self._room.release()
+            raise error(errno.EAGAIN) from None
 
     def serve(self) -> None:
         """Answer notifications until the listener hangs up."""
@@ -148,20 +206,27 @@ class Mediator:
                 linux.SECCOMP_IOCTL_NOTIF_SET_FLAGS,
                 linux.SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP,
             )
-        buffer = bytearray(linux.NOTIF.size)
+        openat = next(number for number, name in self._numbers.items() if name == "openat")
+        quickly = quick.reader(self.listener, self.resolver.root, openat, self._callers, self._fail)
+        # SAFETY: the kernel wants zeros (seccomp_unotify(2)); ioctl answers with a copy.
         blank = bytes(linux.NOTIF.size)
+        receive, listener, ioctl = linux.SECCOMP_IOCTL_NOTIF_RECV, self.listener, fcntl.ioctl
         while True:
-            buffer[:] = blank
             try:
-                fcntl.ioctl(self.listener, linux.SECCOMP_IOCTL_NOTIF_RECV, buffer)
+                buffer = ioctl(listener, receive, blank)
             except OSError as problem:
                 if problem.errno in (errno.EINTR, errno.ENOENT) and not self._hung_up():
                     continue
                 return
+            if quickly(buffer):
+                continue
             ident, pid, _, number, _, _, *args = linux.NOTIF.unpack(buffer)
             name = self._numbers.get(number, "")
             note = Notification(self, ident, pid, name, tuple(args))
             self._answer(note, self._handlers.get(name, _unknown))
+
+    def _fail(self, ident: int, problem: OSError) -> None:
+        Notification(self, ident, 0, "", ()).reply(code=problem.errno or errno.EIO)
 
     def _hung_up(self) -> bool:
         poller = select.poll()
@@ -173,10 +238,16 @@ class Mediator:
             value = handler(note)
         except OSError as problem:
             note.reply(code=problem.errno or errno.EIO)
-        except Exception:
-            # INVARIANT: a defect in a handler refuses the call; it never lets it through.
+        except Exception as problem:
+            # INVARIANT: a defect in a handler refuses the call; it never lets it through, and
+            # never ends the loop: the agent's other calls would wait for ever.
             note.reply(code=errno.EPERM)
-            raise
+            self.gate.violation(
+                Attempt("sandbox.defect", OtherTarget(note.name)),
+                pid=note.pid,
+                exe="",
+                reason=f"refused, for a defect in safeclaw: {type(problem).__name__}: {problem}",
+            )
         else:
             if value is not None:
                 note.reply(value=value)

@@ -7,6 +7,7 @@ environment are those that were judged (ptrace(2), PTRACE_EVENT_EXEC).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -111,7 +112,8 @@ def _pin_program(note: Notification, dirfd: int, path: str, flags: int) -> Pinne
     else:
         follow = not flags & linux.AT_SYMLINK_NOFOLLOW
         pinned = pin(note, "shell.execute", dirfd, path, follow=follow)
-    if not pinned.path.startswith("/") or pinned.path.startswith("/proc/"):
+    nameless = not pinned.path.startswith("/") or pinned.path.startswith(("/proc/", "/memfd:"))
+    if nameless or not os.fstat(pinned.fd).st_nlink:
         # memfd_create and unlinked programs have no name a rule could judge
         _refuse(note, pinned)
     return pinned
@@ -131,51 +133,66 @@ def _run(
     argv: list[bytes],
     environment: list[bytes],
 ) -> int | None:
-    with _pin_program(note, dirfd, path, flags) as program:
-        final, interpreters, expected = _chain(note, program, path, argv)
-        try:
-            target = ProgramTarget(
-                program.path, tuple(os.fsdecode(word) for word in argv), tuple(interpreters)
-            )
-            index = _loaded(argv) if _LOADER.fullmatch(os.path.basename(program.path)) else None
+    with contextlib.ExitStack() as stack:
+        program = stack.enter_context(_pin_program(note, dirfd, path, flags))
+        chain = _chain(note, program, path, argv, stack)
+        target = ProgramTarget(
+            program.path,
+            tuple(os.fsdecode(word) for word in argv),
+            tuple(pinned.path for pinned in chain.interpreters),
+            tuple(os.fsdecode(word) for word in chain.arguments),
+        )
+        if _LOADER.fullmatch(os.path.basename(chain.image.path)):
+            index = _loaded(chain.argv)
             if index is not None:
-                target = _behind_loader(note, program, argv, index)
-            if any(entry.startswith(_FORBIDDEN_VARIABLES) for entry in environment):
-                target = ProgramTarget(target.program, ("LD_AUDIT", *target.argv), ())
-            # the person's own command is the session's start, judged as that, once
-            first = note.mediator.first_program
-            note.mediator.first_program = None
-            action = "session.start" if first == target.argv else "shell.execute"
-            note.judge(Attempt(action, target), enforced_by="exec-stop")
-            image = Image(_inode(final), expected, environment)
-        finally:
-            if final != program.fd:
-                os.close(final)
+                target = _behind_loader(note, chain.image, chain.argv, index)
+        if any(entry.startswith(_FORBIDDEN_VARIABLES) for entry in environment):
+            target = ProgramTarget(target.program, ("LD_AUDIT", *target.argv), ())
+        # the person's own command is the session's start, judged as that, once
+        first = note.mediator.first_program
+        note.mediator.first_program = None
+        action = "session.start" if first == target.argv else "shell.execute"
+        note.judge(Attempt(action, target), enforced_by="exec-stop")
+        image = Image(_inode(chain.image.fd), chain.argv, environment)
     _continue_to_exec_stop(note, image, target)
     return None
 
 
+class _Chain:
+    """What the kernel will really start: the image, the shebangs on the way, its argv."""
+
+    __slots__ = ("arguments", "argv", "image", "interpreters")
+
+    def __init__(self, image: Pinned, argv: list[bytes]) -> None:
+        self.image = image
+        self.argv = argv
+        self.interpreters: list[Pinned] = []
+        #: For each interpreter, the argument that its shebang line gives it, or nothing.
+        self.arguments: list[bytes] = []
+
+
 def _chain(
-    note: Notification, program: Pinned, path: str, argv: list[bytes]
-) -> tuple[int, list[str], list[bytes]]:
-    """Follow the shebangs: the final image's descriptor, the interpreters, its argv."""
-    current, name, words = program, os.fsencode(path), list(argv)
-    interpreters: list[str] = []
+    note: Notification,
+    program: Pinned,
+    path: str,
+    argv: list[bytes],
+    stack: contextlib.ExitStack,
+) -> _Chain:
+    """Follow the shebangs (execve(2)); what is pinned on the way belongs to ``stack``."""
+    chain, name = _Chain(program, list(argv)), os.fsencode(path)
     for _ in range(_CHAIN_MAX + 1):
-        mode = os.fstat(current.fd).st_mode
+        mode = os.fstat(chain.image.fd).st_mode
         if not stat.S_ISREG(mode) or not mode & 0o111:
             raise error(errno.EACCES)
-        shebang = _shebang(current)
+        shebang = _shebang(chain.image)
         if shebang is None:
-            return current.fd, interpreters, words
+            return chain
         interpreter, extra = shebang
-        words = [os.fsencode(interpreter), *extra, name, *words[1:]]
+        chain.argv = [os.fsencode(interpreter), *extra, name, *chain.argv[1:]]
         name = os.fsencode(interpreter)
-        following = pin(note, "shell.execute", linux.AT_FDCWD, interpreter)
-        if current is not program:
-            os.close(current.fd)
-        current = following
-        interpreters.append(current.path)
+        chain.image = stack.enter_context(pin(note, "shell.execute", linux.AT_FDCWD, interpreter))
+        chain.interpreters.append(chain.image)
+        chain.arguments.append(extra[0] if extra else b"")
     raise error(errno.ELOOP)
 
 

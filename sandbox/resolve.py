@@ -67,9 +67,7 @@ class Pinned:
         return os.open(f"/proc/self/fd/{self.fd}", flags | os.O_CLOEXEC | os.O_NOCTTY)
 
 
-def path_of(fd: int) -> str:
-    """Return the path of an open descriptor in the agent's view."""
-    return os.readlink(f"/proc/self/fd/{fd}")
+_DELETED = " (deleted)"
 
 
 class Resolver:
@@ -77,6 +75,27 @@ class Resolver:
 
     def __init__(self, root: int) -> None:
         self.root = root
+
+    def path_of(self, fd: int) -> str:
+        """Return the path of an open descriptor in the agent's view.
+
+        SAFETY: a file that has lost its name meanwhile is judged by the name it had, not by
+        what the kernel writes behind it (proc_pid_fd(5)), which no rule would match.
+        """
+        path = os.readlink(f"/proc/self/fd/{fd}")
+        if not path.endswith(_DELETED):
+            return path
+        found, named = os.fstat(fd), None
+        try:
+            other = self.open(path, linux.O_PATH | os.O_NOFOLLOW)
+        except OSError:
+            return path[: -len(_DELETED)]
+        try:
+            named = os.fstat(other)
+        finally:
+            os.close(other)
+        same = (named.st_dev, named.st_ino) == (found.st_dev, found.st_ino)
+        return path if same else path[: -len(_DELETED)]
 
     def absolute(self, caller: Caller, dirfd: int, path: str) -> str:
         """Return ``path`` made absolute and with the caller's own names rewritten."""
@@ -149,7 +168,7 @@ class Resolver:
         if own is not None and follow:
             return self.pin_descriptor(caller, own)
         fd = self.open(path, linux.O_PATH | (0 if follow else os.O_NOFOLLOW))
-        return Pinned(fd, self.canonical(caller, path_of(fd)))
+        return Pinned(fd, self.canonical(caller, self.path_of(fd)))
 
     def pin_descriptor(self, caller: Caller, number: int) -> Pinned:
         """Pin what the caller's own descriptor ``number`` refers to."""
@@ -157,7 +176,7 @@ class Resolver:
             fd = os.open(f"/proc/{caller.pid}/fd/{number}", linux.O_PATH | os.O_CLOEXEC)
         except FileNotFoundError:
             raise error(errno.EBADF) from None
-        path = path_of(fd)
+        path = self.path_of(fd)
         if not path.startswith("/") or path.startswith("/memfd:"):
             path = f"/proc/self/fd/{number}"
         return Pinned(fd, self.canonical(caller, path))
@@ -174,7 +193,7 @@ class Resolver:
         if len(os.fsencode(name)) > 255:
             raise error(errno.ENAMETOOLONG)
         fd = self.open(head or "/", linux.O_PATH | os.O_DIRECTORY)
-        return Pinned(fd, self.canonical(caller, path_of(fd))), name
+        return Pinned(fd, self.canonical(caller, self.path_of(fd))), name
 
     def where(self, caller: Caller, dirfd: int, path: str) -> str:
         """Return where ``path`` would be, though it is not there, for a record."""

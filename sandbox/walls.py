@@ -13,7 +13,8 @@ import socket
 import stat
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 from safeclaw.sandbox import linux
 
@@ -36,8 +37,7 @@ _IFF_UP_RUNNING = 0x1 | 0x40
 _SIOCGIFFLAGS, _SIOCSIFFLAGS = 0x8913, 0x8914
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(msgspec.Struct, frozen=True):
     """One thing to put into the view; ``kind`` is bind, tmpfs, link, proc, dev or mask."""
 
     kind: str
@@ -68,7 +68,8 @@ def plan(
     whole = binds.pop("/", None)
     ordered = [whole] if whole is not None else []
     ordered += [Step("proc", "/proc", True), Step("dev", "/dev", True)]
-    ordered += [Step("tmpfs", path, True) for path in _PRIVATE]
+    # no directory is made in the host's own root
+    ordered += [Step("tmpfs", path, True) for path in _PRIVATE if not whole or os.path.isdir(path)]
     for path in sorted(binds):
         step = binds[path]
         # what a bound directory shows already needs no step, but for its rights
@@ -135,13 +136,14 @@ def put_up(steps: tuple[Step, ...], cwd: str) -> None:
     linux.mount("tmpfs", "/.new", "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=755")
     for step in steps:
         _PUT[step.kind](step)
-    # the root itself, without what is mounted on it
-    linux.mount(
-        "none",
-        "/.new",
-        None,
-        linux.MS_REMOUNT | linux.MS_BIND | linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV,
-    )
+    if not any(step.kind == "bind" and step.path == "/" and step.writable for step in steps):
+        # the root itself, without what is mounted on it
+        linux.mount(
+            "none",
+            "/.new",
+            None,
+            linux.MS_REMOUNT | linux.MS_BIND | linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV,
+        )
     linux.unmount(_OLD)
     os.chdir("/.new")
     linux.pivot_root(".", ".")
