@@ -1,7 +1,10 @@
-"""Network calls, carried out on the supervisor's duplicate of the socket.
+"""Addresses: judged once, and used on the supervisor's duplicate of the socket.
 
-The address is copied once.  Unix paths are files: walked in the agent's root,
-judged by their canonical path, and used through the pinned parent.
+An agent's sockets live in its own network namespace, which holds nothing but
+its loopback; what stays there is the session's own.  Anything else is outside:
+when a rule allows it, the socket is made anew in the host's namespace
+(:mod:`~safeclaw.sandbox.outside`).  Unix paths are files: walked in the
+agent's root, judged by their canonical path, and used through what was pinned.
 """
 
 from __future__ import annotations
@@ -10,310 +13,285 @@ import ctypes
 import errno
 import ipaddress
 import os
+import select
 import socket
 import struct
+from collections.abc import Callable
+
+import msgspec
 
 from safeclaw.policies.model import AddressTarget, Attempt, SocketTarget
-from safeclaw.sandbox import linux
+from safeclaw.policies.network import Address
+from safeclaw.sandbox import linux, names, outside
 from safeclaw.sandbox.caller import read_exact
 from safeclaw.sandbox.files import parent, pin
 from safeclaw.sandbox.mediator import Handler, Notification
+from safeclaw.sandbox.msghdr import SOCKADDR_MAX
+from safeclaw.sandbox.names import Names
 from safeclaw.sandbox.resolve import error, join
 
-_SOCKADDR_MAX = 128
+INET = (socket.AF_INET, socket.AF_INET6)
 _SUN_PATH_OFFSET = 2
-_MESSAGE_MAX = 4 * 1024 * 1024
-_IOV_MAX = 1024
+_SUN_MAX = 110
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _duplicate(note: Notification, number: int) -> socket.socket:
-    """Return the supervisor's own duplicate of the caller's socket."""
-    pidfd = os.pidfd_open(note.caller.tgid)
-    try:
-        fd = linux.pidfd_getfd(pidfd, number)
-    finally:
-        os.close(pidfd)
-    try:
-        return socket.socket(fileno=fd)
-    except OSError:
-        os.close(fd)
-        raise error(errno.ENOTSOCK) from None
+class Address4Or6(msgspec.Struct, frozen=True):
+    """What a sockaddr_in or sockaddr_in6 really names: IPv4-mapped ones are IPv4."""
+
+    address: Address
+    port: int
 
 
-def _call(name: str, fd: int, address: bytes) -> int:
-    result: int = getattr(_libc, name)(fd, address, len(address))
-    if result < 0:
-        raise error(ctypes.get_errno())
-    return result
-
-
-def _protocol(sock: socket.socket) -> str:
-    return "udp" if sock.type == socket.SOCK_DGRAM else "tcp"
-
-
-def _inet(sock: socket.socket, raw: bytes) -> AddressTarget:
-    """Return the address a sockaddr_in or sockaddr_in6 really names (ip(7), ipv6(7))."""
-    family = int.from_bytes(raw[:2], "little")
-    if family == socket.AF_INET:
-        if len(raw) < 16:
-            raise error(errno.EINVAL)
-        address: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.IPv4Address(raw[4:8])
+def inet(raw: bytes, *, v4: bool) -> Address4Or6:
+    """Read a sockaddr_in (``v4``) or sockaddr_in6 (ip(7), ipv6(7)); EINVAL when cut short."""
+    if len(raw) < (16 if v4 else 24):
+        raise error(errno.EINVAL)
+    address: Address
+    if v4:
+        address = ipaddress.IPv4Address(raw[4:8])
     else:
-        if len(raw) < 24:
-            raise error(errno.EINVAL)
         address = ipaddress.IPv6Address(raw[8:24])
         if address.ipv4_mapped is not None:
             address = address.ipv4_mapped
     port: int = struct.unpack(">H", raw[2:4])[0]
-    # connecting to the unspecified address reaches this host (ip(7))
-    if address.is_unspecified:
-        address = ipaddress.ip_address("127.0.0.1" if address.version == 4 else "::1")
-    return AddressTarget(_protocol(sock), str(address), port)
+    return Address4Or6(address, port)
 
 
-def _sun_path(raw: bytes) -> bytes:
-    path = raw[_SUN_PATH_OFFSET:]
-    if path[:1] == b"\0" or not path:
-        return b""  # abstract or unnamed: held by the Landlock scope
-    return path.split(b"\0", 1)[0]
+def family_of(raw: bytes) -> int:
+    """Return the family a sockaddr says it has; AF_UNSPEC when there is no room for one."""
+    return int.from_bytes(raw[:2], "little") if len(raw) >= 2 else socket.AF_UNSPEC
 
 
-def _use(note: Notification, sock: socket.socket, call: str, raw: bytes) -> int:
-    """Judge one address for connect or bind and carry the call out."""
-    action = "network.bind" if call == "bind" else "network.connect"
-    family = int.from_bytes(raw[:2], "little") if len(raw) >= 2 else 0
-    if family == socket.AF_UNSPEC and call == "connect":
-        return _call(call, sock.fileno(), raw)  # dissolves the association, reaches nothing
-    if family == socket.AF_UNIX:
-        return _use_unix(note, sock, call, action, _sun_path(raw))
-    if family in (socket.AF_INET, socket.AF_INET6):
-        note.judge(Attempt(action, _inet(sock, raw)))
-        return _blocking(note, sock, call, raw)
-    if family == socket.AF_NETLINK:
-        return _call(call, sock.fileno(), raw)  # ROUTE only, in its own namespace
-    raise error(errno.EAFNOSUPPORT)
+def sun_path(raw: bytes) -> bytes:
+    """Return a sockaddr_un's name (unix(7)): a path, an abstract one with its NUL, or none."""
+    path = raw[_SUN_PATH_OFFSET:_SUN_MAX]
+    return path if path[:1] == b"\0" else path.split(b"\0", 1)[0]
 
 
-def _blocking(note: Notification, sock: socket.socket, call: str, raw: bytes) -> int:
-    return _call(call, sock.fileno(), raw)
-
-
-def _use_unix(note: Notification, sock: socket.socket, call: str, action: str, path: bytes) -> int:
-    if not path:
-        # SAFETY: an abstract name would be looked up in the supervisor's Landlock domain,
-        # which is none, but the network namespace of the socket is the agent's own.
-        raise error(errno.EACCES if call == "connect" else errno.EADDRNOTAVAIL)
-    text = os.fsdecode(path)
-    if call == "bind":
-        directory, name = parent(note, action, linux.AT_FDCWD, text)
-        with directory:
-            note.judge(Attempt(action, SocketTarget(join(directory.path, name))))
-            handle = f"/proc/self/fd/{directory.fd}/{name}"
-            os_umask = os.umask(note.caller.umask())
-            try:
-                return _call(call, sock.fileno(), _sockaddr_un(handle))
-            finally:
-                os.umask(os_umask)
-    with pin(note, action, linux.AT_FDCWD, text) as pinned:
-        note.judge(Attempt(action, SocketTarget(pinned.path)))
-        return _call(call, sock.fileno(), _sockaddr_un(f"/proc/self/fd/{pinned.fd}"))
-
-
-def _sockaddr_un(path: str) -> bytes:
+def sockaddr_un(path: str) -> bytes:
+    """Return the sockaddr_un of a path; ENAMETOOLONG past 107 bytes."""
     encoded = os.fsencode(path)
     if len(encoded) > 107:
         raise error(errno.ENAMETOOLONG)
     return struct.pack("=H", socket.AF_UNIX) + encoded + b"\0"
 
 
-def _address_call(note: Notification) -> int | None:
-    length = note.int_arg(2)
-    if not 0 <= length <= _SOCKADDR_MAX:
-        raise error(errno.EINVAL)
-    raw = read_exact(note.pid, note.args[1], length)
-    sock = _duplicate(note, note.int_arg(0))
-
-    def work() -> int:
-        with sock:
-            return _use(note, sock, note.name, raw)
-
-    if note.name == "connect" and sock.getblocking() is not False and not _nonblocking(sock):
-        note.mediator.background(note, work)
-        return None
-    return work()
+def protocol_of(sock: socket.socket) -> str:
+    """Return tcp or udp: the first filter lets no other internet socket be made."""
+    return "udp" if sock.type == socket.SOCK_DGRAM else "tcp"
 
 
-def _nonblocking(sock: socket.socket) -> bool:
-    return not os.get_blocking(sock.fileno())
+def call(name: str, sock: socket.socket, address: bytes) -> int:
+    """Carry out connect(2) or bind(2)."""
+    result: int = getattr(_libc, name)(sock.fileno(), address, len(address))
+    if result < 0:
+        raise error(ctypes.get_errno())
+    return result
 
 
-def _listen(note: Notification) -> int:
-    with _duplicate(note, note.int_arg(0)) as sock:
-        if sock.family in (socket.AF_INET, socket.AF_INET6):
-            address = sock.getsockname()
-            # listen(2) on an unbound socket binds it to any free port of every address
-            note.judge(
-                Attempt("network.bind", AddressTarget(_protocol(sock), address[0], address[1]))
-            )
-        sock.listen(note.int_arg(1))
+class Network:
+    """The network of one session: what is its own, and how anything else is reached.
+
+    ``own`` is the cookie of the agent's network namespace, None where it has none of its
+    own; ``resolvers`` are the addresses there at which the session's resolver listens.
+    """
+
+    def __init__(self, own: bytes | None, resolvers: tuple[str, ...], bound: Names) -> None:
+        self._own = own
+        self._resolvers = frozenset(resolvers)
+        self._names = bound
+
+    def is_own(self, sock: socket.socket) -> bool:
+        """Whether a socket provably lives in the agent's own network namespace."""
+        return self._own is not None and outside.cookie(sock) == self._own
+
+    def judge(self, note: Notification, action: str, sock: socket.socket, to: Address4Or6) -> bool:
+        """Have the use of an address judged; return whether the socket must first go outside."""
+        where = to.address
+        if where.is_unspecified and action != "network.bind":
+            # connecting to the unspecified address reaches this host (ip(7))
+            where = ipaddress.ip_address("127.0.0.1" if where.version == 4 else "::1")
+        text = str(where).partition("%")[0]
+        target = AddressTarget(protocol_of(sock), text, to.port, self._names.of(text))
+        own = self.is_own(sock)
+        if own and self._stays(note, action, target, where):
+            # SAFETY: the socket's namespace holds nothing but the session itself, so
+            # whatever the address is on the host, here it leads to nobody else.
+            note.judge(Attempt(action, msgspec.structs.replace(target, names=(), own=True)))
+            return False
+        note.judge(Attempt(action, target))
+        return own
+
+    def _stays(
+        self, note: Notification, action: str, target: AddressTarget, where: Address
+    ) -> bool:
+        """Whether an own socket's use of an address is meant for the session itself."""
+        if target.port == names.PORT and target.address in self._resolvers:
+            return True
+        if not (where.is_loopback or where.is_unspecified):
+            return False
+        # a rule that names the host's loopback, or its every address to serve on, means it
+        return not note.mediator.gate.permits(Attempt(action, target))
+
+    def abstract(self, note: Notification, action: str, sock: socket.socket, name: bytes) -> None:
+        """Have the use of an abstract Unix name judged; EACCES outside the own namespace."""
+        if not self.is_own(sock):
+            raise error(errno.EACCES)
+        # SAFETY: abstract names are looked up in the socket's own network namespace.
+        note.judge(Attempt(action, SocketTarget("@" + os.fsdecode(name[1:]))))
+
+    # ---- connect and bind
+
+    def use(self, note: Notification) -> int | None:
+        """Answer connect(2) or bind(2)."""
+        length = note.int_arg(2)
+        if not 0 <= length <= SOCKADDR_MAX:
+            raise error(errno.EINVAL)
+        raw = read_exact(note.pid, note.args[1], length)
+        sock = outside.duplicate(note, note.int_arg(0))
+        try:
+            work = self._work(note, sock, raw)
+        except BaseException:
+            sock.close()
+            raise
+
+        def background() -> int:
+            with sock:
+                return work()
+
+        if note.name == "connect" and not (sock.type == socket.SOCK_DGRAM and self._ready(sock)):
+            note.mediator.background(note, background)
+            return None
+        return background()
+
+    @staticmethod
+    def _ready(sock: socket.socket) -> bool:
+        """Whether a connect on this datagram socket cannot block: Unix ones may."""
+        return sock.family != socket.AF_UNIX
+
+    def _work(self, note: Notification, sock: socket.socket, raw: bytes) -> Callable[[], int]:
+        family = family_of(raw)
+        if sock.family == socket.AF_UNIX:
+            if family != socket.AF_UNIX and not (
+                family == socket.AF_UNSPEC and note.name == "connect"
+            ):
+                raise error(errno.EINVAL)
+            if family == socket.AF_UNIX:
+                return lambda: self._use_unix(note, sock, sun_path(raw))
+        elif sock.family in INET and family in INET:
+            return lambda: self._use_inet(note, sock, raw)
+        elif family == socket.AF_UNSPEC and note.name == "bind":
+            raise error(errno.EAFNOSUPPORT)
+        # SAFETY: AF_UNSPEC dissolves an association and reaches nobody; netlink is ROUTE
+        # only, in its own namespace; any other mismatch is the kernel's to refuse.
+        return lambda: call(note.name, sock, raw)
+
+    def _use_inet(self, note: Notification, sock: socket.socket, raw: bytes) -> int:
+        to = inet(raw, v4=family_of(raw) == socket.AF_INET)
+        if not self.judge(note, f"network.{note.name}", sock, to):
+            return call(note.name, sock, raw)
+        if note.name == "bind":
+            with outside.like(sock) as new:
+                result = call("bind", new, raw)
+                outside.put(note, note.int_arg(0), sock, new)
+                return result
+        return _connect_outside(note, sock, raw)
+
+    def _use_unix(self, note: Notification, sock: socket.socket, name: bytes) -> int:
+        action = f"network.{note.name}"
+        if not name and note.name == "bind":
+            # no name: the kernel makes one up, abstract (unix(7), autobind)
+            self.abstract(note, action, sock, b"\0")
+            return call("bind", sock, struct.pack("=H", socket.AF_UNIX))
+        if name[:1] == b"\0":
+            self.abstract(note, action, sock, name)
+            return call(note.name, sock, struct.pack("=H", socket.AF_UNIX) + name)
+        text = os.fsdecode(name)
+        if note.name == "bind":
+            directory, last = parent(note, action, linux.AT_FDCWD, text)
+            with directory:
+                note.judge(Attempt(action, SocketTarget(join(directory.path, last))))
+                before = os.umask(note.caller.umask())
+                try:
+                    handle = f"/proc/self/fd/{directory.fd}/{last}"
+                    return call("bind", sock, sockaddr_un(handle))
+                finally:
+                    os.umask(before)
+        with pin(note, action, linux.AT_FDCWD, text) as pinned:
+            note.judge(Attempt(action, SocketTarget(pinned.path)))
+            return call("connect", sock, sockaddr_un(f"/proc/self/fd/{pinned.fd}"))
+
+    # ---- listen
+
+    def listen(self, note: Notification) -> int:
+        """Answer listen(2), which binds a socket that is not: to any free port, everywhere."""
+        with outside.duplicate(note, note.int_arg(0)) as sock:
+            if sock.family in INET:
+                name = sock.getsockname()
+                to = Address4Or6(_plain(str(name[0])), int(name[1]))
+                if self.is_own(sock):
+                    target = AddressTarget(protocol_of(sock), str(to.address), to.port, own=True)
+                    note.judge(Attempt("network.bind", target))
+                else:
+                    self.judge(note, "network.bind", sock, to)
+            sock.listen(note.int_arg(1))
+        return 0
+
+    def handlers(self) -> dict[str, Handler]:
+        """Return the handlers of the calls that name an address, by name."""
+        return {"connect": self.use, "bind": self.use, "listen": self.listen}
+
+
+def _plain(text: str) -> Address:
+    found = ipaddress.ip_address(text.partition("%")[0])
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return found if mapped is None else mapped
+
+
+def _connect_outside(note: Notification, sock: socket.socket, raw: bytes) -> int:
+    """Connect a new socket of the host's, and put it in the place of the caller's."""
+    if sock.type == socket.SOCK_STREAM and (
+        sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) or _connected(sock)
+    ):
+        raise error(errno.EISCONN)
+    blocks = os.get_blocking(sock.fileno())
+    number = note.int_arg(0)
+    with outside.like(sock) as new:
+        try:
+            result = call("connect", new, raw)
+        except OSError as problem:
+            if problem.errno != errno.EINPROGRESS:
+                raise
+            if blocks:
+                return _wait_connected(note, sock, new)
+            outside.put(note, number, sock, new)
+            raise
+        outside.put(note, number, sock, new)
+        return result
+
+
+def _wait_connected(note: Notification, sock: socket.socket, new: socket.socket) -> int:
+    number = note.int_arg(0)
+    try:
+        outside.wait_ready(note, new, select.POLLOUT, socket.SO_SNDTIMEO)
+    except OSError as problem:
+        if problem.errno in (errno.EINTR, errno.EAGAIN):
+            # connect(2): what was begun goes on, and a timeout says so
+            outside.put(note, number, sock, new)
+            if problem.errno == errno.EAGAIN:
+                raise error(errno.EINPROGRESS) from None
+        raise
+    code = new.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if code:
+        raise error(code)
+    outside.put(note, number, sock, new)
     return 0
 
 
-def _socket(note: Notification) -> int | None:
-    """Make an internet socket in the host's namespace; its uses are judged one by one."""
-    kind = note.int_arg(1)
-    with socket.socket(note.int_arg(0), kind & 0xF, note.int_arg(2)) as sock:
-        sock.setblocking(not kind & socket.SOCK_NONBLOCK)
-        note.send_descriptor(sock.fileno(), cloexec=bool(kind & socket.SOCK_CLOEXEC))
-    return None
-
-
-def _send_to(note: Notification) -> int | None:
-    size = note.args[2]
-    if size > _MESSAGE_MAX:
-        raise error(errno.EMSGSIZE)
-    raw = read_exact(note.pid, note.args[4], min(note.int_arg(5) & 0xFF, _SOCKADDR_MAX))
-    data = read_exact(note.pid, note.args[1], size)
-    sock = _duplicate(note, note.int_arg(0))
-    return _send_later(
-        note, sock, lambda: _send_message(note, sock, raw, [data], [], note.int_arg(3))
-    )
-
-
-def _send_later(note: Notification, sock: socket.socket, work: object) -> int | None:
-    def run() -> int:
-        with sock:
-            return work()  # type: ignore[operator,no-any-return]
-
-    if _nonblocking(sock):
-        return run()
-    note.mediator.background(note, run)
-    return None
-
-
-def _send_message(
-    note: Notification,
-    sock: socket.socket,
-    raw: bytes,
-    parts: list[bytes],
-    control: list[tuple[int, int, bytes]],
-    flags: int,
-) -> int:
-    if not raw:
-        return sock.sendmsg(parts, control, flags | socket.MSG_NOSIGNAL)
-    family = int.from_bytes(raw[:2], "little")
-    if family == socket.AF_UNIX:
-        path = _sun_path(raw)
-        if not path:
-            raise error(errno.EACCES)
-        with pin(note, "network.send", linux.AT_FDCWD, os.fsdecode(path)) as pinned:
-            note.judge(Attempt("network.send", SocketTarget(pinned.path)))
-            where: object = f"/proc/self/fd/{pinned.fd}"
-            return sock.sendmsg(parts, control, flags | socket.MSG_NOSIGNAL, where)  # type: ignore[arg-type]
-    if family in (socket.AF_INET, socket.AF_INET6):
-        target = _inet(sock, raw)
-        note.judge(Attempt("network.send", target))
-        host = str(ipaddress.ip_address(target.address))
-        if sock.family == socket.AF_INET6 and ":" not in host:
-            host = f"::ffff:{host}"
-        return sock.sendmsg(parts, control, flags | socket.MSG_NOSIGNAL, (host, target.port))
-    if family == socket.AF_NETLINK:
-        return sock.sendmsg(parts, control, flags | socket.MSG_NOSIGNAL, (0, 0))
-    raise error(errno.EAFNOSUPPORT)
-
-
-def _read_header(note: Notification, address: int) -> tuple[bytes, list[bytes], bytes]:
-    """Copy a struct msghdr with all it points to: name, data, control (recvmsg(2))."""
-    header = read_exact(note.pid, address, 56)
-    name, namelen, iov, iovlen, control, controllen = struct.unpack("=QI4xQQQQ", header[:48])
-    if iovlen > _IOV_MAX or namelen > _SOCKADDR_MAX or controllen > 65536:
-        raise error(errno.EMSGSIZE)
-    vectors = read_exact(note.pid, iov, iovlen * 16)
-    parts: list[bytes] = []
-    for base, length in struct.iter_unpack("=QQ", vectors):
-        if length > _MESSAGE_MAX:
-            raise error(errno.EMSGSIZE)
-        parts.append(read_exact(note.pid, base, length))
-    raw = read_exact(note.pid, name, namelen) if name else b""
-    return raw, parts, read_exact(note.pid, control, controllen) if control else b""
-
-
-def _control(note: Notification, data: bytes) -> tuple[list[tuple[int, int, bytes]], list[int]]:
-    """Translate SCM_RIGHTS to the supervisor's own duplicates (cmsg(3), unix(7))."""
-    out: list[tuple[int, int, bytes]] = []
-    owned: list[int] = []
-    offset = 0
-    while offset + 16 <= len(data):
-        length, level, kind = struct.unpack_from("=Qii", data, offset)
-        if length < 16 or offset + length > len(data):
-            raise error(errno.EINVAL)
-        body = data[offset + 16 : offset + length]
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            numbers = struct.unpack(f"={len(body) // 4}i", body[: len(body) // 4 * 4])
-            pidfd = os.pidfd_open(note.caller.tgid)
-            try:
-                mine = [linux.pidfd_getfd(pidfd, number) for number in numbers]
-            finally:
-                os.close(pidfd)
-            owned += mine
-            out.append((level, kind, struct.pack(f"={len(mine)}i", *mine)))
-        elif (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
-            pass  # the kernel would say the supervisor; leave it out
-        else:
-            raise error(errno.EPERM)
-        offset += (length + 7) & ~7
-    return out, owned
-
-
-def _send_msg(note: Notification) -> int | None:
-    raw, parts, data = _read_header(note, note.args[1])
-    sock = _duplicate(note, note.int_arg(0))
-
-    def work() -> int:
-        control, owned = _control(note, data)
-        try:
-            return _send_message(note, sock, raw, parts, control, note.int_arg(2))
-        finally:
-            for fd in owned:
-                os.close(fd)
-
-    return _send_later(note, sock, work)
-
-
-def _send_mmsg(note: Notification) -> int | None:
-    count = min(note.args[2], _IOV_MAX)
-    headers = [_read_header(note, note.args[1] + index * 64) for index in range(count)]
-    sock = _duplicate(note, note.int_arg(0))
-
-    def work() -> int:
-        done = 0
-        for index, (raw, parts, data) in enumerate(headers):
-            control, owned = _control(note, data)
-            try:
-                sent = _send_message(note, sock, raw, parts, control, note.int_arg(3))
-            except OSError:
-                if done:
-                    return done
-                raise
-            finally:
-                for fd in owned:
-                    os.close(fd)
-            linux.write_memory(note.pid, note.args[1] + index * 64 + 56, sent.to_bytes(4, "little"))
-            done += 1
-        return done
-
-    return _send_later(note, sock, work)
-
-
-def handlers() -> dict[str, Handler]:
-    """Return the handler of every network call, by name."""
-    return {
-        "connect": _address_call,
-        "bind": _address_call,
-        "listen": _listen,
-        "socket": _socket,
-        "sendto": _send_to,
-        "sendmsg": _send_msg,
-        "sendmmsg": _send_mmsg,
-    }
+def _connected(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True

@@ -11,20 +11,24 @@ import contextlib
 import os
 import resource
 import signal
+import socket
 import struct
 import sys
 import threading
-from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+import msgspec
 
 from safeclaw.errors import CommandError, SafeclawError, WallError
-from safeclaw.sandbox import files, landlock, linux, network, programs, syscalls, walls
+from safeclaw.sandbox import landlock, linux, names, walls
+from safeclaw.sandbox.filters import Filters, build
 from safeclaw.sandbox.gate import Gate
-from safeclaw.sandbox.mediator import Mediator
+
+if TYPE_CHECKING:
+    from safeclaw.sandbox.mediator import Mediator
 
 
-@dataclass(frozen=True)
-class LaunchSpec:
+class LaunchSpec(msgspec.Struct, frozen=True):
     """What to run, and the walls to run it in; all paths are absolute."""
 
     command: tuple[str, ...]
@@ -33,8 +37,10 @@ class LaunchSpec:
     writable: tuple[str, ...]
     executable_roots: tuple[str, ...]
     masked: tuple[str, ...] = ()
-    environment: dict[str, str] = field(default_factory=dict[str, str])
+    environment: dict[str, str] = {}
     network: bool = False
+    #: What to load instead of what would be built for this.
+    filters: Filters | None = None
 
 
 class Session:
@@ -87,34 +93,57 @@ def launch(spec: LaunchSpec, gate: Gate) -> Session:
     exec fails.
     """
     abi = landlock.require()
-    programs_bpf = (syscalls.refusals(), syscalls.allow_list(network=spec.network))
-    numbers = syscalls.notified_numbers()
+    filters = spec.filters or build(network=spec.network)
+    programs_bpf = (filters.refusals, filters.allow_list)
     steps = walls.plan(spec.view, spec.writable, spec.masked)
     linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
     go_read, go_write = os.pipe()
     said_read, said_write = os.pipe()
+    servers = names.system_nameservers()
+    ours, theirs = socket.socketpair()
     sys.stdout.flush()
     sys.stderr.flush()
     outer = os.fork()
     if outer == 0:
         os.close(go_write)
         os.close(said_read)
-        _outer(spec, steps, programs_bpf, go_read, said_write)
+        ours.close()
+        _outer(spec, steps, programs_bpf, go_read, said_write, theirs, servers)
+    theirs.close()
     os.close(go_read)
     os.close(said_write)
     init = struct.unpack("=i", _read(said_read, 4))[0]
     os.waitpid(outer, 0)
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
     os.write(go_write, b"g")
+    # While the walls are put up, what mediates is imported; nothing of it can be read later,
+    # where a capability was needed for it.
+    from safeclaw.sandbox import files, outside, programs
+    from safeclaw.sandbox.mediator import Mediator
+    from safeclaw.sandbox.messages import Messages
+    from safeclaw.sandbox.network import Network
+
     agent, listener_number = struct.unpack("=ii", _read(said_read, 8))
     inner_pidfd = os.pidfd_open(_host_pid(init, agent))
+    # calls that wait hold descriptors here; the agent's own limit is left as it was
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     listener = linux.pidfd_getfd(inner_pidfd, listener_number)
     root = os.open(f"/proc/{_host_pid(init, agent)}/root", os.O_PATH | os.O_CLOEXEC)
     linux.drop_capabilities()
     os.umask(0)
-    mediator = Mediator(listener, root, numbers, gate)
+    mediator = Mediator(listener, root, filters.numbers, gate)
     mediator.first_program = spec.command
-    for table in (files.handlers(), programs.handlers(), network.handlers()):
+    bound = names.system_names()
+    with ours:
+        _, fds, _, _ = socket.recv_fds(ours, 1, 2 * len(servers))
+    sockets = [socket.socket(fileno=fd) for fd in fds]
+    network = Network(outside.cookie(sockets[0]), servers, bound)
+    messages = Messages(network)
+    for table in (
+        *(files.handlers(), programs.handlers()),
+        *(network.handlers(), messages.handlers()),
+    ):
         mediator.register(table)
     session = Session(init, mediator)
     try:
@@ -122,6 +151,7 @@ def launch(spec: LaunchSpec, gate: Gate) -> Session:
     except BaseException:
         session.kill()
         raise
+    names.NameServer(sockets, bound, gate, init).start()
     threading.Thread(target=mediator.serve, name="mediator", daemon=True).start()
     os.write(go_write, b"e")
     os.close(go_write)
@@ -158,10 +188,10 @@ def _host_pid(init: int, inner: int) -> int:
 
 
 def _read(fd: int, size: int) -> bytes:
-    """Read ``size`` bytes, or raise what the child said went wrong."""
+    """Read ``size`` bytes after a ``+``, or raise what the child said went wrong after a ``!``."""
     data = b""
-    while len(data) < size:
-        chunk = os.read(fd, size - len(data))
+    while len(data) < 1 + size:
+        chunk = os.read(fd, 1 + size - len(data))
         if not chunk:
             raise WallError("the walls could not be put up", hint="run safeclaw run -v")
         data += chunk
@@ -171,7 +201,7 @@ def _read(fd: int, size: int) -> bytes:
                 + (data[1:] + _rest(fd)).decode("utf-8", "replace"),
                 hint="user namespaces may be switched off: see safeclaw doctor",
             )
-    return data
+    return data[1:]
 
 
 def _rest(fd: int) -> bytes:
@@ -193,6 +223,8 @@ def _outer(
     bpf: tuple[bytes, bytes],
     go: int,
     said: int,
+    theirs: socket.socket,
+    servers: tuple[str, ...],
 ) -> NoReturn:
     """Enter the new namespaces and fork their PID 1; then be gone."""
     try:
@@ -201,9 +233,9 @@ def _outer(
         walls.identity()
         init = os.fork()
         if init:
-            os.write(said, struct.pack("=i", init))
+            os.write(said, struct.pack("=ci", b"+", init))
             os._exit(0)
-        _init(spec, steps, bpf, go, said)
+        _init(spec, steps, bpf, go, said, theirs, servers)
     except BaseException as problem:
         _say(said, problem)
     os._exit(1)
@@ -219,12 +251,18 @@ def _init(
     bpf: tuple[bytes, bytes],
     go: int,
     said: int,
+    theirs: socket.socket,
+    servers: tuple[str, ...],
 ) -> NoReturn:
     """PID 1: build the view, start the agent, reap, and end with its status."""
     if os.read(go, 1) != b"g":
         os._exit(1)
     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
     walls.put_up(steps, spec.workspace)
+    sockets = names.listen(servers)
+    socket.send_fds(theirs, [b"n"], [sock.fileno() for sock in sockets])
+    for sock in (*sockets, theirs):
+        sock.close()
     agent = os.fork()
     if agent == 0:
         try:
@@ -272,7 +310,7 @@ def _agent(spec: LaunchSpec, bpf: tuple[bytes, bytes], go: int, said: int) -> No
     # the refusals come second, because they refuse any further listener
     linux.load_filter(bpf[0], 0)
     # from here on every open waits for the supervisor
-    os.write(said, struct.pack("=ii", os.getpid(), listener))
+    os.write(said, struct.pack("=cii", b"+", os.getpid(), listener))
     if os.read(go, 1) != b"e":
         os._exit(125)
     os.close(listener)

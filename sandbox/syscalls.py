@@ -28,8 +28,11 @@ FILE_CALLS = _names(
     "lremovexattr fremovexattr"
 )
 PROGRAM_CALLS = ("execve", "execveat")
-NETWORK_CALLS = ("connect", "bind", "sendmsg", "sendmmsg")
+NETWORK_CALLS = ("connect", "bind", "listen", "sendmsg", "sendmmsg")
 NOTIFIED = (*FILE_CALLS, *PROGRAM_CALLS, *NETWORK_CALLS, "sendto")
+
+#: The calls whose flags are an argument, and which one.
+_OPENS = {"open": 1, "openat": 2}
 
 #: No name of a file, no other process, no device: free.
 ALLOWED = _names(
@@ -66,7 +69,7 @@ ALLOWED = _names(
     "time gettimeofday clock_gettime clock_getres nanosleep clock_nanosleep getrandom "
     # sockets that exist already; families are judged in the first program
     "socket socketpair getsockname getpeername getsockopt setsockopt shutdown accept accept4 "
-    "listen recvfrom recvmsg recvmmsg landlock_create_ruleset landlock_add_rule "
+    "recvfrom recvmsg recvmmsg landlock_create_ruleset landlock_add_rule "
     "landlock_restrict_self"
 )
 
@@ -86,8 +89,17 @@ _AF_HIGHEST = 64
 _LOW32 = 0xFFFFFFFF
 TIOCSTI, TIOCLINUX, TIOCSETD = 0x5412, 0x541C, 0x5423
 FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR = 0x40086602, 0x401C5820
+F_SETLEASE, F_NOTIFY = 1024, 1026
 PR_SET_MM, PR_SET_PTRACER = 35, 0x59616D61
 IPPROTO_MPTCP = 262
+#: Socket options by level that send packets another way than to the address that was judged:
+#: IP_OPTIONS; IPV6_2292RTHDR, IPV6_2292PKTOPTIONS, IPV6_RTHDRDSTOPTS, IPV6_RTHDR;
+#: SO_BINDTODEVICE, SO_BINDTOIFINDEX.
+_ROUTES = ((0, (4,)), (41, (5, 6, 55, 57)), (1, (25, 62)))
+#: Options that join a group of the host's network: IP_ADD_MEMBERSHIP,
+#: IP_ADD_SOURCE_MEMBERSHIP, MCAST_JOIN_GROUP, MCAST_JOIN_SOURCE_GROUP, MCAST_MSFILTER,
+#: IP_MSFILTER, and IPv6's ADD_MEMBERSHIP and JOIN_ANYCAST.
+_GROUPS = ((0, (35, 39, 41, 42, 46, 48)), (41, (20, 27, 42, 46, 48)))
 
 
 def _export(program: seccomp.SyscallFilter) -> bytes:
@@ -111,8 +123,10 @@ def notified_numbers() -> dict[int, str]:
     return {number: name for name in NOTIFIED if (number := _number(name)) is not None}
 
 
-def refusals() -> bytes:
+def refusals(*, network: bool = False) -> bytes:
     """Return the first program: refusals by argument; everything else passes.
+
+    ``network`` says that the agent may come to hold sockets of the host's network.
 
     SAFETY: the kernel uses only the low 32 bits of an int argument, so each
     comparison masks; comparing all 64 would let ``cmd | 1 << 32`` through.
@@ -139,6 +153,9 @@ def refusals() -> bytes:
         refuse("clone", 0, flag, mask=flag)
     for request in (TIOCSTI, TIOCLINUX, TIOCSETD, FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR):
         refuse("ioctl", 1, request)
+    # a lease would hold up whoever opens the file next: the supervisor, or a program of the host
+    for command in (F_SETLEASE, F_NOTIFY):
+        refuse("fcntl", 1, command, seccomp.ERRNO(errno.EINVAL))
     for option in (PR_SET_MM, PR_SET_PTRACER):
         refuse("prctl", 0, option)
     refuse("seccomp", 1, linux.SECCOMP_FILTER_FLAG_NEW_LISTENER, mask=1 << 3)
@@ -168,6 +185,15 @@ def refusals() -> bytes:
                 seccomp.Arg(2, seccomp.MASKED_EQ, 1 << bit, 1 << bit),
             )
         refuse(call, 2, IPPROTO_MPTCP)
+    for level, options in (*_ROUTES, *(_GROUPS if network else ())):
+        for option in options:
+            program.add_rule(
+                eperm,
+                "setsockopt",
+                seccomp.Arg(1, seccomp.MASKED_EQ, _LOW32, level),
+                seccomp.Arg(2, seccomp.MASKED_EQ, _LOW32, option),
+            )
+    for call in ("socket", "socketpair"):
         for family in (AF_INET, AF_INET6):
             for protocol in (1, 58, 132, 136, 33, 115, 255):
                 program.add_rule(
@@ -179,12 +205,10 @@ def refusals() -> bytes:
     return _export(program)
 
 
-def allow_list(*, network: bool) -> bytes:
-    """Return the second program: by name; ``network`` also asks about sockets and listen."""
+def allow_list() -> bytes:
+    """Return the second program: by name."""
     program = seccomp.SyscallFilter(seccomp.ERRNO(errno.ENOSYS))
-    asked = [name for name in NOTIFIED if name != "sendto"]
-    if network:
-        asked.append("listen")
+    asked = [name for name in NOTIFIED if name not in ("sendto", *_OPENS)]
     free = [name for name in ALLOWED if name not in asked and name != "socket"]
     for names, action in (
         (free, seccomp.ALLOW),
@@ -194,14 +218,19 @@ def allow_list(*, network: bool) -> bytes:
         for name in names:
             if (number := _number(name)) is not None:
                 program.add_rule(action, number)
+    # An O_PATH descriptor reads and writes nothing: it gives what stat, readlink and chdir give,
+    # and whatever is done through it later is judged by where it leads.  It could not be handed
+    # over either (seccomp_unotify(2): EBADF).
+    for name, index in _OPENS.items():
+        if (number := _number(name)) is not None:
+            look = seccomp.Arg(index, seccomp.MASKED_EQ, linux.O_PATH, linux.O_PATH)
+            other = seccomp.Arg(index, seccomp.MASKED_EQ, linux.O_PATH, 0)
+            program.add_rule(seccomp.ALLOW, number, look)
+            program.add_rule(seccomp.NOTIFY, number, other)
     # sendto with no address is send(2) on a socket whose peer was judged at connect
     program.add_rule(seccomp.ALLOW, "sendto", seccomp.Arg(4, seccomp.EQ, 0))
     program.add_rule(seccomp.NOTIFY, "sendto", seccomp.Arg(4, seccomp.NE, 0))
+    # a socket lives in the agent's own namespace, and reaches nothing until it is used
     for family in (AF_UNIX, AF_NETLINK, AF_INET, AF_INET6):
-        inet = family in (AF_INET, AF_INET6)
-        program.add_rule(
-            seccomp.NOTIFY if inet and network else seccomp.ALLOW,
-            "socket",
-            seccomp.Arg(0, seccomp.MASKED_EQ, _LOW32, family),
-        )
+        program.add_rule(seccomp.ALLOW, "socket", seccomp.Arg(0, seccomp.MASKED_EQ, _LOW32, family))
     return _export(program)
