@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -34,12 +37,27 @@ def _state(_ctx: click.Context, _param: click.Parameter, value: str | None) -> P
     return Path(value) if value is not None else default_state()
 
 
-def _common(command: Command) -> Command:
+def common(command: Command) -> Command:
+    """Add ``--state`` and ``--json``."""
     state = click.option(
         "--state", metavar="DIR", callback=_state, help="The state directory; else the default."
     )
     as_json = click.option("--json", "as_json", is_flag=True, help="One JSON value a line.")
     return state(as_json(command))
+
+
+@contextlib.contextmanager
+def progress_bar(what: str) -> Generator[Callable[[int, int], None] | None, None, None]:
+    """Draw progress on stderr while it is a terminal; else yield None."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _filters(command: Command) -> Command:
@@ -63,13 +81,42 @@ def _print(record: Record, as_json: bool) -> None:
     click.echo(f"{record.seq:>7} {safe(record.ts)}{session} {summary(record)}")
 
 
-@click.group(name="audit", help="Show the journal, and verify that nothing in it was changed.")
+#: Subcommands that live elsewhere, and are imported when they are named.
+_ELSEWHERE: Final = {
+    "evidence": "safeclaw.daemon.cli.audit_evidence:evidence_group",
+    "export": "safeclaw.daemon.cli.audit_export:export_command",
+    "keys": "safeclaw.daemon.cli.audit_keys:keys_group",
+    "prune": "safeclaw.daemon.cli.audit_keys:prune_command",
+    "sample": "safeclaw.daemon.cli.audit_export:sample_command",
+    "summary": "safeclaw.daemon.cli.audit_summary:summary_command",
+}
+
+
+class _Lazy(click.Group):
+    """A group that imports a subcommand only when it is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *_ELSEWHERE])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        place = _ELSEWHERE.get(cmd_name)
+        if place is None:
+            return super().get_command(ctx, cmd_name)
+        module, _, name = place.partition(":")
+        command: object = getattr(importlib.import_module(module), name)
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(
+    name="audit", cls=_Lazy, help="Show the journal, and verify that nothing in it was changed."
+)
 def audit_group() -> None:
     """Hold the subcommands."""
 
 
 @audit_group.command(help="Print the records, oldest first.")
-@_common
+@common
 @_filters
 @click.option("--last", type=click.IntRange(min=0), metavar="N", help="Only the newest N.")
 def show(
@@ -96,7 +143,7 @@ def show(
 
 
 @audit_group.command(help="Print the newest records, then each new one as it is written.")
-@_common
+@common
 @_filters
 @click.option(
     "--last", type=click.IntRange(min=0), default=10, show_default=True, metavar="N",
@@ -130,7 +177,7 @@ def tail(
     help="Check that the journal is what was written.\n\nExit status: 0 nothing wrong, "
     "1 tampered with, 2 usage, 3 incomplete or unreadable."
 )
-@_common
+@common
 @click.option(
     "--checkpoint", "checkpoints", multiple=True, metavar="FILE",
     help="A checkpoint kept elsewhere that the chain must agree with.",
@@ -149,12 +196,13 @@ def verify(
     journald_directory: str | None,
 ) -> None:
     """Print the verdict, what it rests on, and what it cannot exclude."""
-    from safeclaw.daemon.journal import files, verifier
+    from safeclaw.daemon.journal import verifier
+    from safeclaw.daemon.journal.keys import read_public_keys
     from safeclaw.daemon.journal.report import whose
 
     directory = state / "journal"
     try:
-        key = files.read_public_key(Path(public_key)) if public_key is not None else None
+        keys = read_public_keys(Path(public_key)) if public_key is not None else None
         kept = [verifier.read_checkpoint(Path(name)) for name in checkpoints]
     except JournalError as error:
         raise UsageError(error.message, hint=error.hint) from error
@@ -164,7 +212,10 @@ def verify(
 
         where = Path(journald_directory) if journald_directory is not None else None
         witness = journald_entries(directory, where)
-    report = verifier.verify(directory, public_key=key, checkpoints=kept, witness=witness)
+    with progress_bar("verifying") as progress:
+        report = verifier.verify(
+            directory, public_key=keys, checkpoints=kept, witness=witness, progress=progress
+        )
     owner = whose(directory)
     if as_json:
         value = {
@@ -175,6 +226,8 @@ def verify(
             "records": report.records,
             "segments": report.segments,
             "checkpoints": report.checkpoints,
+            "pruned": report.pruned,
+            "epochs": report.epochs,
             "signed": report.signed,
             "first_ts": report.first_ts,
             "last_ts": report.last_ts,

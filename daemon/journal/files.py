@@ -2,12 +2,14 @@
 
 ``<state>/journal/``: ``lock`` (flock of the one writer), ``segment-NNNNNN.jsonl``,
 ``checkpoint`` (the latest signed note), ``frontier`` (a cache that spares the
-writer a full scan; worthless to a verifier), ``torn-*`` (tails set aside).
+writer a full scan; worthless to a verifier), ``torn-*`` (tails set aside),
+``fault`` (room for what a failing disk leaves no other place to say).
 ``<state>/keys/``: ``journal.key`` (the Ed25519 seed), ``journal.pub``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
@@ -21,6 +23,7 @@ from safeclaw.errors import JournalError
 LOCK: Final = "lock"
 CHECKPOINT: Final = "checkpoint"
 FRONTIER: Final = "frontier"
+FAULT: Final = "fault"
 PRIVATE_KEY: Final = "journal.key"
 PUBLIC_KEY: Final = "journal.pub"
 _SEGMENT = re.compile(r"segment-([0-9]{6,12})\.jsonl")
@@ -29,6 +32,13 @@ _SEGMENT = re.compile(r"segment-([0-9]{6,12})\.jsonl")
 def segment_name(number: int) -> str:
     """Return the file name of a segment, counted from 1."""
     return f"segment-{number:06}.jsonl"
+
+
+def segment_number(name: str) -> int:
+    """Return the number in a segment's file name; 0 when it is none."""
+    match = _SEGMENT.fullmatch(name)
+    number = int(match[1]) if match else 0
+    return number if segment_name(number) == name else 0
 
 
 def segments(directory: Path) -> list[tuple[int, Path]]:
@@ -142,13 +152,13 @@ def replace(path: Path, content: bytes, *, mode: int = 0o640, sync: bool = True)
     os.rename(temporary, path)
 
 
-def load_key(keys: Path) -> SigningKey:
+def load_key(keys: Path, file: str = PRIVATE_KEY) -> SigningKey:
     """Return the journal's signing key.
 
     Raises:
         JournalError: it is missing, unreadable, or not a key.
     """
-    path = keys / PRIVATE_KEY
+    path = keys / file
     try:
         name, seed = path.read_text("ascii").split()
         return SigningKey(name, bytes.fromhex(seed))
@@ -186,3 +196,41 @@ def read_public_key(path: Path) -> PublicKey:
         raise JournalError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise JournalError(f"{path}: not a public key") from error
+
+
+#: Larger than any reason; written once, so that a full disk still has room for one.
+_FAULT_ROOM: Final = 1024
+
+
+def prepare_fault_note(directory: Path) -> None:
+    """Make room for :func:`leave_fault_note`.  OSError."""
+    path = directory / FAULT
+    if not path.exists():
+        replace(path, b"\n" * _FAULT_ROOM, mode=0o600, sync=False)
+
+
+def leave_fault_note(directory: Path, ts: str, reason: str) -> None:
+    """Leave a note of a fault for the next start, as far as the disk still takes it."""
+    # Short of a whole note: the time first, then as much of the reason as fits.
+    note = f"{ts} {reason}".encode("utf-8", "backslashreplace")[: _FAULT_ROOM - 1]
+    with contextlib.suppress(OSError):
+        fd = os.open(directory / FAULT, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            os.pwrite(fd, note.replace(b"\n", b" ") + b"\n", 0)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def take_fault_note(directory: Path) -> str:
+    """Return what the last fault left; empty when there was none."""
+    try:
+        content = (directory / FAULT).read_bytes()[:_FAULT_ROOM]
+    except OSError:
+        return ""
+    return content.partition(b"\n")[0].decode("utf-8", "replace")
+
+
+def clear_fault_note(directory: Path) -> None:
+    """Forget the note: what it said is in the chain.  OSError."""
+    replace(directory / FAULT, b"\n" * _FAULT_ROOM, mode=0o600)

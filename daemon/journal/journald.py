@@ -23,7 +23,7 @@ from typing import Final
 
 import msgspec
 
-from safeclaw.daemon.journal import files
+from safeclaw.daemon.journal import files, retention
 from safeclaw.daemon.journal.merkle import leaf_hash
 from safeclaw.daemon.journal.record import Record, RecordType, decode
 from safeclaw.daemon.journal.text import summary, target_text
@@ -178,7 +178,12 @@ class Forwarder:
             if self._segment_fd < 0 or self._segment != cursor.segment:
                 self._drop_segment()
                 path = self._directory / files.segment_name(cursor.segment)
-                self._segment_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                try:
+                    self._segment_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                except FileNotFoundError:
+                    if not self._skip_pruned():
+                        raise
+                    continue
                 self._segment = cursor.segment
             line, newline, _ = self._buffer.partition(b"\n")
             if newline:
@@ -190,6 +195,17 @@ class Forwarder:
                 raise OSError(errno.EIO, "a record that was written is not there")
             else:
                 self._cursor = Cursor(cursor.chain, cursor.seq, cursor.segment + 1, 0)
+
+    def _skip_pruned(self) -> bool:
+        """Go on at the first segment that is left; False when that is not ahead."""
+        found = files.segments(self._directory)
+        if not found or found[0][0] <= self._cursor.segment:
+            return False
+        first = retention.first_record(found[0][1])
+        if first is None:
+            return False
+        self._cursor = Cursor(self._cursor.chain, first.seq, found[0][0], 0)
+        return True
 
     def _send_next(self) -> bool:
         line = self._next_line()

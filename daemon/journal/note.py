@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import base64
 import binascii
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from safeclaw.errors import JournalError
 
@@ -25,8 +26,7 @@ class NoteError(JournalError):
     """A note is malformed or its signature does not hold."""
 
 
-@dataclass(frozen=True)
-class PublicKey:
+class PublicKey(msgspec.Struct, frozen=True):
     """A note verifier: ``name`` and 32 raw Ed25519 bytes."""
 
     name: str
@@ -79,8 +79,7 @@ class SigningKey:
         return f"{text}\n\u2014 {self.public.name} {base64.b64encode(signature).decode()}\n"
 
 
-@dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(msgspec.Struct, frozen=True):
     """A commitment to the first ``size`` records; ``root`` is raw."""
 
     origin: str

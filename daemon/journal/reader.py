@@ -130,7 +130,7 @@ def follow(
         segment, number, offset = 0, 0, 0
         for path, number, line in lines(directory):
             if number == 1:
-                segment, offset = segment + 1, 0
+                segment, offset = files.segment_number(path.name), 0
             offset += len(line) + 1
             record = _decode(path, number, line)
             if wanted(record):

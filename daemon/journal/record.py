@@ -222,6 +222,74 @@ def encode(record: Record) -> bytes:
     return line
 
 
+class Template:
+    """A record whose line is known but for what changes from one to the next.
+
+    ``line`` gives exactly what :func:`encode` would.
+    """
+
+    __slots__ = ("_pieces",)
+
+    #: Where the values stand in a line: they follow these keys, in this order.
+    _KEYS = ("attempt", "boottime_us", "latency_ns", "prev", "seq", "pid")
+
+    def __init__(self, record: Record) -> None:
+        """Take a record apart that has every field of ``line``; RecordError."""
+        subject = record.subject
+        if (
+            record.attempt is None
+            or record.latency_ns is None
+            or subject is None
+            or subject.pid is None
+        ):
+            raise RecordError("not a record for a template")
+        whole = encode(record)
+        text = whole.decode()
+        pieces: list[str] = []
+        # INVARIANT: keys are sorted, what stands before these is text (in which a quote is
+        # escaped) or a policy's name, and "target", which may hold anything, comes after them.
+        for key in self._KEYS:
+            head, mark, rest = text.partition(f'"{key}":')
+            quote = '"' if rest.startswith('"') else ""
+            end = rest.index('"', 1) if quote else _digits(rest)
+            pieces.append(head + mark + quote)
+            text = rest[end:]
+        head, mark, rest = text.rpartition('"ts":"')
+        self._pieces = (*pieces, head + mark, rest[len(record.ts) :])
+        made = self.line(
+            attempt=record.attempt,
+            boottime_us=record.boottime_us,
+            latency_ns=record.latency_ns,
+            prev=record.prev,
+            seq=record.seq,
+            pid=subject.pid,
+            ts=record.ts,
+        )
+        if made != whole:
+            raise RecordError("not a record for a template")
+
+    def line(
+        self,
+        *,
+        attempt: int,
+        boottime_us: int,
+        latency_ns: int,
+        prev: str,
+        seq: int,
+        pid: int,
+        ts: str,
+    ) -> bytes:
+        """Return the line with these values; all integers are within 0..2^53."""
+        a, b, c, d, e, f, g, h = self._pieces
+        text = f"{a}{attempt}{b}{boottime_us}{c}{latency_ns}{d}{prev}{e}{seq}{f}{pid}{g}{ts}{h}"
+        return text.encode()
+
+
+def _digits(text: str) -> int:
+    """Return how many digits ``text`` begins with."""
+    return len(text) - len(text.lstrip("0123456789"))
+
+
 def decode(line: bytes) -> Record:
     """Return the record of a line (without newline).
 

@@ -9,8 +9,9 @@ they are set aside in a file of their own, and the chain records it.
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import os
-from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
@@ -18,7 +19,14 @@ import msgspec
 
 from safeclaw.daemon.journal import files, note
 from safeclaw.daemon.journal.merkle import Frontier, leaf_hash
-from safeclaw.daemon.journal.record import MAX_LINE, NO_PREV, Record, RecordError, decode
+from safeclaw.daemon.journal.record import (
+    MAX_LINE,
+    NO_PREV,
+    Record,
+    RecordError,
+    RecordType,
+    decode,
+)
 from safeclaw.errors import JournalError
 
 
@@ -33,8 +41,7 @@ class FrontierFile(msgspec.Struct, frozen=True):
     nodes: list[str]
 
 
-@dataclass
-class Head:
+class Head(msgspec.Struct):
     """Where the chain ends, and how it got there."""
 
     chain: str = ""
@@ -42,7 +49,7 @@ class Head:
     prev: str = NO_PREV
     segment: int = 1
     offset: int = 0
-    frontier: Frontier = field(default_factory=Frontier)
+    frontier: Frontier = msgspec.field(default_factory=Frontier)
     last: Record | None = None
     torn: bytes = b""
     torn_reason: str = ""
@@ -51,6 +58,8 @@ class Head:
     def accept(self, line: bytes) -> None:
         """Take the next line, or raise RecordError with what is wrong with it."""
         record = decode(line)
+        if self.seq == 0 and self.segment > 1:
+            self._begin_at(record)
         if self.seq and record.chain != self.chain:
             raise RecordError("a record of another chain")
         if record.seq != self.seq or record.prev != self.prev:
@@ -62,6 +71,52 @@ class Head:
         self.frontier.append(leaf)
         self.offset += len(line) + 1
         self.last = record
+
+    def _begin_at(self, record: Record) -> None:
+        """Begin with the first segment that was not pruned; RecordError when it is no beginning."""
+        self.frontier = opening_frontier(record)
+        self.chain, self.seq, self.prev = record.chain, record.seq, record.prev
+
+
+def opening_frontier(record: Record) -> Frontier:
+    """Return the tree before the ``rotate`` record that opens a segment.
+
+    Raises:
+        RecordError: it is no ``rotate`` record, or does not fit itself.
+    """
+    detail = record.detail or {}
+    if record.type is not RecordType.ROTATE:
+        raise RecordError("a later segment opens with rotate")
+    try:
+        nodes = [bytes.fromhex(node) for node in str(detail.get("nodes")).split()]
+        frontier = Frontier(record.seq, nodes)
+    except ValueError as error:
+        raise RecordError("the nodes of rotate are not those of a tree of its size") from error
+    root = base64.b64encode(frontier.root()).decode()
+    if any(len(node) != 32 for node in nodes) or detail.get("root") != root:
+        raise RecordError("the nodes of rotate do not give its root")
+    return frontier
+
+
+def last_record(directory: Path, head: Head) -> Record | None:
+    """Return the record before the head, from the end of its segment; None when unreadable.
+
+    For the clock alone: whether it was set while no writer was there.
+    """
+    if head.last is not None:
+        return head.last
+    behind = head.offset == 0 and head.segment > 1
+    path = directory / files.segment_name(head.segment - behind)
+    with path.open("rb") as stream:
+        end = os.fstat(stream.fileno()).st_size if behind else head.offset
+        for length in (4096, MAX_LINE + 2):
+            start = max(0, end - length)
+            stream.seek(start)
+            lines = stream.read(end - start).split(b"\n")
+            if len(lines) > 2 or (start == 0 and len(lines) == 2):
+                with contextlib.suppress(RecordError):
+                    return decode(lines[-2])
+    return None
 
 
 def _signed(directory: Path) -> note.Checkpoint | None:
@@ -96,7 +151,10 @@ def find_head(directory: Path, found: list[tuple[int, Path]]) -> Head:
     """
     try:
         signed = _signed(directory)
-        head = _cached(directory, signed) or Head()
+        # A cache from before a copy or a restore may name a segment that is not there.
+        head = _cached(directory, signed)
+        if head is None or head.segment < found[0][0]:
+            head = Head(segment=found[0][0])
         covered = signed.size if signed else 0
         head.unsigned = -covered
         for number, path in found:
@@ -112,6 +170,8 @@ def find_head(directory: Path, found: list[tuple[int, Path]]) -> Head:
             f"{directory / files.segment_name(head.segment)}: the segment is missing",
             hint="run: safeclaw audit verify",
         )
+    if head.seq == 0 and head.segment > 1:
+        raise JournalError(f"{directory}: no whole record", hint="run: safeclaw audit verify")
     if head.seq < covered:
         raise JournalError(
             f"{directory}: the chain ends after {head.seq} records, "

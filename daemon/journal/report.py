@@ -44,6 +44,9 @@ class Report:
     records: int = 0
     segments: int = 0
     checkpoints: int = 0
+    pruned: int = 0  # records before the first that is left
+    epochs: int = 1  # signing keys, as far back as the chain and its keyring show
+    last_key: str = ""  # in force at the end
     signed: int = 0  # records that the latest good checkpoint covers
     first_ts: str = ""
     last_ts: str = ""
@@ -65,9 +68,19 @@ class Report:
     def checked(self) -> list[str]:
         """Return what was looked at."""
         return [
-            f"{self.records} records in {self.segments} segments: "
+            f"{self.records - self.pruned} records in {self.segments} segments: "
             "canonical form, sequence, links, chain id, clock",
             f"{self.checkpoints} checkpoints: size, root, signature",
+            *(
+                [f"{self.epochs} signing keys, each certified by the one before"]
+                if self.epochs > 1
+                else []
+            ),
+            *(
+                [f"{self.pruned} records before these were pruned behind a record"]
+                if self.pruned
+                else []
+            ),
             *(f"anchor: {anchor}" for anchor in self.anchors),
         ]
 

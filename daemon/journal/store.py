@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -24,16 +23,14 @@ from safeclaw.errors import JournalError
 PUBLISH_NS: Final = 500_000_000
 
 
-@dataclass
-class Batch:
+class Batch(msgspec.Struct):
     """Lines that go into one segment with one write."""
 
     segment: int
-    lines: list[bytes] = field(default_factory=lambda: list[bytes]())
+    lines: list[bytes] = msgspec.field(default_factory=lambda: list[bytes]())
 
 
-@dataclass(frozen=True)
-class Mark:
+class Mark(msgspec.Struct, frozen=True):
     """A signed checkpoint that is to be published once ``size`` records are durable."""
 
     size: int

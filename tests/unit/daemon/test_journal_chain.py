@@ -380,6 +380,29 @@ def test_a_full_disk_is_a_fault_and_loses_nothing_acknowledged(tiny_disk: Path) 
     report = verify(directory)
     assert report.status is Status.INTACT, report.finding
     assert report.records > acknowledged
+    faults = [record.reason or "" for record in read(directory, type="fault")]
+    assert len(faults) == 1
+    assert "No space left" in faults[0]
+
+
+def test_a_read_only_file_system_refuses_the_writer_and_changes_nothing(tiny_disk: Path) -> None:
+    directory = tiny_disk / "journal"
+    journal = Journal.open(directory)
+    # A descriptor open for writing would keep the remount from happening at all.
+    journal.append(decision(0))
+    acknowledged = journal.commit()
+    journal.close()
+    subprocess.run(["mount", "-o", "remount,ro", str(tiny_disk)], check=True)
+    before = segment(directory).read_bytes()
+    with pytest.raises(JournalError):
+        Journal.open(directory)
+    assert segment(directory).read_bytes() == before
+    subprocess.run(["mount", "-o", "remount,rw", str(tiny_disk)], check=True)
+    with Journal.open(directory) as journal:
+        journal.append(decision(1))
+    report = verify(directory)
+    assert report.status is Status.INTACT, report.finding
+    assert report.records > acknowledged + 1
 
 
 def test_a_chain_can_be_verified_while_it_is_written(tmp_path: Path) -> None:

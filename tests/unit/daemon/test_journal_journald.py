@@ -13,6 +13,7 @@ import pytest
 
 from safeclaw.daemon.journal import Entry, Journal, PolicyRef, RecordType, files, read
 from safeclaw.daemon.journal.journald import Forwarder, message_id
+from safeclaw.daemon.journal.merkle import leaf_hash
 from safeclaw.daemon.journal.report import Status
 from safeclaw.daemon.journal.verifier import verify
 from safeclaw.daemon.journal.witness import journald_entries
@@ -170,3 +171,49 @@ def test_a_chain_rewritten_or_cut_with_its_key_is_found_by_journald(
     assert report.status is Status.TAMPERED
     assert report.finding is not None
     assert report.finding.seq == 3
+
+
+def test_what_others_send_to_journald_is_not_believed(journald: Journald, tmp_path: Path) -> None:
+    journald.start()
+    directory = tmp_path / "journal"
+    with Journal.open(directory) as journal:
+        fill(journal, 4)
+        forwarder = Forwarder(directory, journal.chain_id, journald.socket)
+        forwarder.pump(journal.durable)
+        forwarder.close()
+        fields = {
+            "MESSAGE": "forged",
+            "SYSLOG_IDENTIFIER": "safeclaw",
+            "SAFECLAW_CHAIN_ID": journal.chain_id,
+            "SAFECLAW_SEQ": "2",
+            "SAFECLAW_ENTRY_HASH": "00" * 32,
+        }
+    text = "".join(f"{name}={value}\n" for name, value in fields.items())
+    enter = ["nsenter", f"--mount={journald.namespace}", "--"]
+
+    def send(uid: int) -> None:
+        who = ["setpriv", f"--reuid={uid}", "--clear-groups"]
+        command = [*enter, *who, "logger", "--journald"]
+        subprocess.run(command, input=text, check=True, text=True, cwd="/")
+
+    send(65534)
+    assert len(journald.entries(6)) == 6  # the forgery is there
+    report = verify(directory, witness=journald_entries(directory, journald.files))
+    assert report.headline == "intact", report.finding
+    assert report.anchors == ["journald: 5 records with the same hash"]
+
+
+def test_what_journald_lost_is_said(tmp_path: Path) -> None:
+    directory = tmp_path / "journal"
+    with Journal.open(directory) as journal:
+        fill(journal, 9)
+    leaves = [
+        (number, leaf_hash(line).hex())
+        for number, line in enumerate(
+            (directory / files.segment_name(1)).read_bytes().split(b"\n")[:-1]
+        )
+    ]
+    report = verify(directory, witness=[*leaves[2:4], *leaves[6:]])
+    assert report.headline == "intact"
+    assert any("lost 2 records" in note for note in report.notes)
+    assert any("nothing before record 2" in note for note in report.notes)

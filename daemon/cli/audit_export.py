@@ -1,0 +1,148 @@
+"""``safeclaw audit export`` and ``audit sample``: records for other tools and for auditors."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import msgspec
+
+from safeclaw.daemon.cli.audit import common
+from safeclaw.daemon.evidence import period
+from safeclaw.daemon.evidence.export import PROOFS, export, open_output
+from safeclaw.daemon.evidence.formats import FORMATS
+from safeclaw.daemon.evidence.sample import draw
+from safeclaw.daemon.evidence.selection import Query
+from safeclaw.daemon.journal.record import RecordType
+from safeclaw.daemon.journal.text import safe, summary
+from safeclaw.errors import JournalError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def query_options(command: Command) -> Command:
+    """Add the options that say which records are meant."""
+    kinds = click.Choice([str(kind) for kind in RecordType])
+    for option in (
+        click.option("--type", "kind", type=kinds, help="Only records of this type."),
+        click.option("--session", metavar="ID", help="Only this session."),
+        click.option("--agent", metavar="NAME", help="Only this agent."),
+        click.option("--action", metavar="ACTION", help="Only this action and those below it."),
+        click.option("--decision", type=click.Choice(["allow", "deny"]), help="Only these."),
+        click.option("--until", metavar="TIME", help="Up to then."),
+        click.option(
+            "--since", metavar="TIME",
+            help="From then on: '30 days', 'quarter', 'yesterday', '2026-03-01'.",
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def query(
+    since: str | None,
+    until: str | None,
+    kind: str | None = None,
+    session: str | None = None,
+    agent: str | None = None,
+    action: str | None = None,
+    decision: str | None = None,
+) -> Query:
+    """Return the query of the options.  UsageError."""
+    return Query(
+        period=period.parse(since, until, datetime.now(UTC)),
+        agent=agent,
+        decision=decision,
+        action=action,
+        session=session,
+        type=kind,
+    )
+
+
+@click.command(name="export", help="Write the records of a period in another tool's format.")
+@click.option(
+    "--format", "format_name", type=click.Choice(list(FORMATS)), default="jsonl",
+    show_default=True, help="The format.",
+)  # fmt: skip
+@click.option(
+    "--output", metavar="FILE", help="Write there, and FILE.manifest.json; else to stdout."
+)
+@click.option("--manifest", "manifest_file", metavar="FILE", help="Where the manifest goes.")
+@query_options
+@common
+def export_command(
+    state: Path,
+    as_json: bool,
+    format_name: str,
+    output: str | None,
+    manifest_file: str | None,
+    since: str | None,
+    until: str | None,
+    **filters: str | None,
+) -> None:
+    """Write the records, then say how many there were and how many were left out."""
+    wanted = query(since, until, **filters)
+    if output is None:
+        manifest = export(state / "journal", wanted, format_name, sys.stdout.write, prove=PROOFS)
+        sys.stdout.flush()
+    else:
+        path = Path(output)
+        partial = path.with_name(path.name + ".partial")
+        try:
+            with open_output(partial) as stream:
+                manifest = export(state / "journal", wanted, format_name, stream.write)
+            os.replace(partial, path)
+        except OSError as error:
+            raise JournalError(f"{path}: {error.strerror}") from error
+        finally:
+            partial.unlink(missing_ok=True)
+        manifest_file = manifest_file or f"{output}.manifest.json"
+    if manifest_file is not None:
+        try:
+            Path(manifest_file).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
+        except OSError as error:
+            raise JournalError(f"{manifest_file}: {error.strerror}") from error
+    if as_json and output is not None:
+        click.echo(
+            msgspec.json.encode({"records": manifest.records, "left_out": manifest.left_out})
+        )
+    said = f"{manifest.records} records of {wanted.period.text()}; left out {manifest.left_out}"
+    click.echo(f"safeclaw: exported {said}", err=True)
+
+
+@click.command(
+    name="sample", help="Draw records at random, the same ones for the same seed, with proofs."
+)
+@click.option("--n", "count", type=click.IntRange(1, 100_000), default=25, show_default=True,
+              metavar="N", help="How many.")  # fmt: skip
+@click.option("--seed", required=True, metavar="TEXT", help="The auditor's own choice.")
+@query_options
+@common
+def sample_command(
+    state: Path,
+    as_json: bool,
+    count: int,
+    seed: str,
+    since: str | None,
+    until: str | None,
+    **filters: str | None,
+) -> None:
+    """Print the sample; as JSON with the lines and their proofs."""
+    wanted = query(since, until, **filters)
+    sample = draw(state / "journal", wanted, count, seed)
+    if as_json:
+        click.echo(msgspec.json.encode(sample))
+        return
+    from safeclaw.daemon.journal.record import decode
+
+    for item in sample.records:
+        record = decode(item.line.encode())
+        proof = f"proof of {len(item.proof.path)} hashes" if item.proof else "no checkpoint yet"
+        click.echo(f"{item.seq:>7} {safe(record.ts)} {summary(record)} ({proof})")
+    said = f"{len(sample.records)} of {sample.population} records of {wanted.period.text()}"
+    click.echo(f"safeclaw: {said}, seed {safe(seed)}; --json prints the proofs", err=True)

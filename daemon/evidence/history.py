@@ -1,0 +1,123 @@
+"""Where the policies that were in force come from: Git commits, files, shipped presets.
+
+Asks git(1), which only reads, with everything off that a repository's configuration could run.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+
+import msgspec
+
+from safeclaw.policies.source import PRESETS
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """Where the bytes of a policy hash were found; ``kind`` is git, file, shipped or unknown."""
+
+    sha256: str
+    kind: str
+    path: str = ""
+    commit: str = ""
+    author: str = ""
+    date: str = ""
+    subject: str = ""
+
+
+def origins(hashes: list[str], repository: Path | None) -> tuple[list[Origin], dict[str, bytes]]:
+    """Return where each hash comes from, and the bytes of those that were found."""
+    wanted, found = set(hashes), dict[str, Origin]()
+    content: dict[str, bytes] = {}
+    for path in sorted(PRESETS.rglob("*.yaml")):
+        _take(path.read_bytes(), Origin("", "shipped", str(path.relative_to(PRESETS))),
+              wanted, found, content)  # fmt: skip
+    if repository is not None:
+        for path in sorted((repository / ".safeclaw").glob("**/*.yaml")):
+            if path.is_file():
+                name = str(path.relative_to(repository))
+                _take(path.read_bytes(), Origin("", "file", name), wanted, found, content)
+        for origin, data in _committed(repository):
+            _take(data, origin, wanted, found, content)
+    return [found.get(item, Origin(item, "unknown")) for item in hashes], content
+
+
+def _take(
+    data: bytes,
+    origin: Origin,
+    wanted: set[str],
+    found: dict[str, Origin],
+    content: dict[str, bytes],
+) -> None:
+    """Keep an origin if it is of a hash in force; a commit says more than a file."""
+    digest = sha256(data).hexdigest()
+    if digest in wanted:
+        found[digest] = msgspec.structs.replace(origin, sha256=digest)
+        content[digest] = data
+
+
+#: SAFETY: the repository may be an agent's workspace, and its configuration, which an agent can
+#: write, names programs: hooks, a signature checker, a pager, a transport.  None may run here.
+_TAME = (
+    "-c", "core.hooksPath=/dev/null",
+    "-c", "core.fsmonitor=false",
+    "-c", "log.showSignature=false",
+    "-c", "gpg.program=/bin/false",
+    "-c", "protocol.allow=never",
+    "--no-pager", "--no-replace-objects",
+)  # fmt: skip
+
+
+def _git(repository: Path, *arguments: str) -> bytes:
+    result = subprocess.run(
+        ["git", *_TAME, "-C", str(repository), *arguments],
+        check=False,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        env={
+            "PATH": os.environ.get("PATH", os.defpath),
+            "GIT_CONFIG_NOSYSTEM": "1",
+            "GIT_NO_LAZY_FETCH": "1",
+            "GIT_TERMINAL_PROMPT": "0",
+            "HOME": "/",
+        },
+        timeout=60,
+    )
+    return result.stdout if result.returncode == 0 else b""
+
+
+#: Nor what attributes may name for showing a difference.
+_PLAIN = ("--no-ext-diff", "--no-textconv", "--no-show-signature")
+
+
+def _committed(repository: Path) -> Iterator[tuple[Origin, bytes]]:
+    """Yield every version of every policy in the history, newest first."""
+    fields = "--format=%x01%H%x00%an <%ae>%x00%cI%x00%s%x00"
+    try:
+        log = _git(
+            repository, "log", *_PLAIN, "--all", "-z", fields, "--name-only", "--", ".safeclaw"
+        )
+        for entry in log.decode("utf-8", "replace").split("\x01")[1:]:
+            commit, author, date, subject, *names = entry.split("\0")
+            for name in (name.strip("\n") for name in names):
+                if name.endswith((".yaml", ".yml")):
+                    data = _git(repository, "cat-file", "blob", f"{commit}:{name}")
+                    yield Origin("", "git", name, commit, author, date, subject), data
+    except (OSError, subprocess.TimeoutExpired):
+        return
+
+
+def log_text(repository: Path | None) -> str:
+    """Return the history of the policies as git shows it; empty without one."""
+    if repository is None:
+        return ""
+    try:
+        shown = _git(
+            repository, "log", *_PLAIN, "--all", "--date=iso-strict", "--stat", "--", ".safeclaw"
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return shown.decode("utf-8", "replace")

@@ -1,0 +1,432 @@
+"""The rules of trust, held against one record after the other.  No files, no clocks.
+
+The rules, in the order in which a record meets them:
+
+1. Every line is a record in canonical form.
+2. The first record is the only genesis, with sequence 0, and names the key; where
+   the first segments were pruned, it is a ``rotate`` that states the tree so far.
+3. Sequence numbers count up by one; ``prev`` is the leaf of the record before.
+4. All records carry the chain's id.
+5. Each later segment opens with ``rotate``, which names what it continues, the tree
+   there and the key in force; there is no other ``rotate``.
+6. Every checkpoint record states the size and root at its place, signed by the key
+   in force; a ``key_change`` carries a certificate for the next key, signed by both.
+7. Within one boot, the wall clock keeps step with the boot clock, unless a
+   ``clock_step`` says otherwise; the boot clock never goes back.
+8. Every checkpoint claimed from outside states the root of the chain at its size.
+9. A ``prune`` record keeps to the retention it names, and states the tree at its place.
+10. What journald got from the writer is in the chain, with the same hash.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import sha256
+from typing import Final
+
+from safeclaw.daemon.journal import files, retention
+from safeclaw.daemon.journal.keys import open_certificate
+from safeclaw.daemon.journal.merkle import Frontier
+from safeclaw.daemon.journal.note import (
+    Checkpoint,
+    NoteError,
+    PublicKey,
+    open_checkpoint,
+    parse_checkpoint,
+)
+from safeclaw.daemon.journal.record import NO_PREV, Record, RecordError, RecordType, decode
+from safeclaw.daemon.journal.recovery import opening_frontier
+from safeclaw.daemon.journal.report import Finding, Report, Status
+
+#: Twice what the writer takes for a step, and what slewing may add.
+STEP_US: Final = 2_000_000
+
+_DECISION: Final = RecordType.DECISION
+_EPOCH = datetime(1970, 1, 1)
+_MICRO = re.compile(r"\.[0-9]{6}Z").fullmatch
+_MICROSECOND = datetime.resolution
+
+
+class StopError(Exception):
+    """Ends the walk: the report says why."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A root that the chain must have at a size; ``source`` says who claims it."""
+
+    source: str
+    note: str
+    checkpoint: Checkpoint
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What a prune record says is gone: segments up to ``through``, the tree there."""
+
+    seq: int
+    through: int
+    size: int
+    root: str
+
+
+class Walk:
+    """One pass over a chain; the caller sets ``segment`` and ``line`` as it goes."""
+
+    def __init__(
+        self,
+        given: list[PublicKey],
+        ring: list[PublicKey],
+        witness: Iterator[tuple[int, str]],
+    ) -> None:
+        self.report = Report()
+        self.witness = witness
+        self.witnessed = 0
+        self.first_heard = self.last_heard = 0
+        self.heard: tuple[int, str] | None = next(witness, None)
+        self.given = given
+        self.ring = ring  # as certified by the keyring beside the chain
+        self.keys: list[PublicKey] = []  # of the epochs, as the chain shows them
+        self.whole_ring = False  # whether ``keys`` begins with the genesis key
+        self.claims: list[Claim] = []
+        self.frontier = Frontier()
+        self.prev = NO_PREV
+        self.number = 0  # of the segment
+        self.segment = ""
+        self.line = 0
+        self.boot = ""
+        self.boottime = 0
+        self.offset = 0
+        self.second = ""
+        self.second_us = 0
+        self.last_wall_us = 0
+        #: Where each segment that was walked begins: (size, root in base64).
+        self.boundaries: dict[int, tuple[int, str]] = {}
+        self.pruned: Pruned | None = None
+
+    def stop(
+        self,
+        what: str,
+        status: Status = Status.TAMPERED,
+        *,
+        segment: str | None = None,
+        line: int | None = None,
+        seq: int | None = None,
+    ) -> StopError:
+        """Put a finding into the report; return what to raise."""
+        self.report.status = status
+        self.report.finding = Finding(
+            self.segment if segment is None else segment,
+            self.line if line is None else line,
+            seq,
+            what,
+        )
+        return StopError()
+
+    def accept(self, line: bytes, *, opens: bool) -> None:
+        """Hold the next line (without its newline) against the rules."""
+        report = self.report
+        seq = report.records
+        try:
+            record = decode(line)
+        except RecordError as error:
+            raise self.stop(error.message, seq=seq) from error
+        if not self.keys:
+            if self.number > 1:
+                self._opening(record)
+            else:
+                self._genesis(record)
+            seq = report.records
+        if record.seq != seq:
+            raise self.stop(f"the record says {record.seq}, {seq} is due here", seq=seq)
+        if record.prev != self.prev:
+            raise self.stop(
+                "prev is not the hash of the record before: one of the two was changed", seq=seq
+            )
+        if record.chain != report.chain:
+            raise self.stop("a record of another chain", seq=seq)
+        # Nearly all records are decisions, and those carry no rule of their own.
+        if opens or record.type is not _DECISION:
+            self._ruled(record, opens=opens)
+        self._clock(record)
+        leaf = sha256(b"\x00" + line).digest()  # merkle.leaf_hash
+        self.prev = leaf.hex()
+        self.frontier.append(leaf)
+        report.records = seq + 1
+        report.last_ts = record.ts
+        if self.heard is not None:
+            self._hear(self.prev)
+        if self.claims and self.claims[0].checkpoint.size <= seq + 1:
+            self.settle()
+
+    def _ruled(self, record: Record, *, opens: bool) -> None:
+        """Hold a record against the rules of its type and place."""
+        seq = record.seq
+        if opens and seq > 0:
+            self._rotate(record)
+            return
+        match record.type:
+            case RecordType.ROTATE:
+                raise self.stop("rotate in the middle of a segment", seq=seq)
+            case RecordType.CHECKPOINT:
+                self._checkpoint(record)
+            case RecordType.GENESIS if seq > 0:
+                raise self.stop("a second genesis", seq=seq)
+            case RecordType.KEY_CHANGE:
+                self._key_change(record)
+            case RecordType.PRUNE:
+                self._prune(record)
+            case _:
+                pass
+
+    def _hear(self, leaf: str) -> None:
+        """Hold the record just taken against what journald has."""
+        seq = self.report.records - 1
+        while self.heard is not None and self.heard[0] <= seq:
+            # Lower ones came twice, after a crash of the forwarder, or were pruned here.
+            if self.heard[0] == seq:
+                if self.heard[1] != leaf:
+                    raise self.stop("journald holds another record of this number", seq=seq)
+                self.first_heard = seq if self.witnessed == 0 else self.first_heard
+                self.last_heard = seq
+                self.witnessed += 1
+            self.heard = next(self.witness, None)
+
+    # ---- claims from outside
+
+    def claim(self, source: str, note: str) -> None:
+        """Take a signed note as something the chain must agree with."""
+        text = note.partition("\n\n")[0] + "\n"
+        try:
+            checkpoint = parse_checkpoint(text)
+        except NoteError as error:
+            raise self.stop(error.message, segment=source, line=0) from error
+        if checkpoint.origin != self.keys[0].name:
+            raise self.stop("a checkpoint of another chain", segment=source, line=0)
+        if checkpoint.size < self.report.pruned:
+            self.report.notes.append(
+                f"{source} covers only records that were pruned: it was not compared"
+            )
+            return
+        self.claims.append(Claim(source, note, checkpoint))
+        self.claims.sort(key=lambda claim: claim.checkpoint.size)
+
+    def settle(self) -> None:
+        """Hold the chain, at its present size, against who claims to know its root."""
+        while self.claims and self.claims[0].checkpoint.size <= self.report.records:
+            claim = self.claims.pop(0)
+            self.check_signature(claim)
+            if claim.checkpoint.root != self.frontier.root():
+                raise self.stop(
+                    f"the records up to here are not those that {claim.source} "
+                    f"(size {claim.checkpoint.size}) was signed for",
+                    seq=self.report.records - 1,
+                )
+            self.report.signed = max(self.report.signed, claim.checkpoint.size)
+
+    def check_signature(self, claim: Claim) -> None:
+        """Check that the key in force here signed the claim."""
+        try:
+            open_checkpoint(claim.note, self.keys[-1])
+        except NoteError as error:
+            raise self.stop(error.message, segment=claim.source, line=0) from error
+
+    # ---- records that carry a rule
+
+    def _genesis(self, record: Record) -> None:
+        detail = record.detail or {}
+        if record.type is not RecordType.GENESIS:
+            raise self.stop("the first record is not the genesis", seq=0)
+        key = self._parse_key(detail.get("public_key"), record, "the genesis")
+        if detail.get("origin") != key.name:
+            raise self.stop("the genesis names the key of another chain", seq=0)
+        self.report.chain = record.chain
+        self.report.first_ts = record.ts
+        self.whole_ring = True
+        self._enter(key, 0)
+
+    def _opening(self, record: Record) -> None:
+        """Begin with the ``rotate`` record of the first segment that is left."""
+        try:
+            self.frontier = opening_frontier(record)
+        except RecordError as error:
+            raise self.stop(error.message, seq=record.seq) from error
+        self.report.chain = record.chain
+        self.report.first_ts = record.ts
+        self.report.records = self.report.pruned = record.seq
+        self.prev = record.prev
+        key = self._parse_key((record.detail or {}).get("key"), record, "rotate")
+        if key in self.ring:
+            self.whole_ring = True
+            for known in self.ring[: self.ring.index(key)]:
+                self._enter(known, record.seq)
+        elif not self.ring and self.given[:1] == [key]:
+            self.whole_ring = True
+        elif self.ring:
+            raise self.stop("the keyring does not lead to the key in force", seq=record.seq)
+        self._enter(key, record.seq)
+
+    def _parse_key(self, text: object, record: Record, where: str) -> PublicKey:
+        try:
+            key = PublicKey.parse(str(text))
+        except NoteError as error:
+            raise self.stop(
+                f"{where} names no usable key: {error.message}", seq=record.seq
+            ) from error
+        if key.name != f"safeclaw/{record.chain}":
+            raise self.stop(f"{where} names the key of another chain", seq=record.seq)
+        return key
+
+    def _enter(self, key: PublicKey, seq: int) -> None:
+        """Begin the epoch of a key, which must be the one given for it, if one was."""
+        epoch = len(self.keys)
+        self.keys.append(key)
+        if self.whole_ring and epoch < len(self.given) and self.given[epoch] != key:
+            raise self.stop("the chain's key is not the public key given", seq=seq)
+
+    def _key_change(self, record: Record) -> None:
+        detail, seq = record.detail or {}, record.seq
+        try:
+            certificate = open_certificate(str(detail.get("certificate")), self.keys[-1])
+        except NoteError as error:
+            raise self.stop(f"key_change: {error.message}", seq=seq) from error
+        stated = {
+            "certificate": detail.get("certificate"),
+            "public_key": certificate.key.text(),
+            "root": base64.b64encode(self.frontier.root()).decode(),
+            "size": seq,
+        }
+        if (
+            detail != stated
+            or (certificate.checkpoint.size, certificate.checkpoint.root)
+            != (seq, self.frontier.root())
+            or certificate.checkpoint.origin != self.keys[0].name
+        ):
+            raise self.stop("the certificate does not state the chain before it", seq=seq)
+        self._enter(certificate.key, seq)
+        self.report.signed = max(self.report.signed, seq)
+
+    def _checkpoint(self, record: Record) -> None:
+        detail, seq = record.detail or {}, record.seq
+        try:
+            checkpoint = open_checkpoint(str(detail.get("note")), self.keys[-1])
+        except NoteError as error:
+            raise self.stop(f"checkpoint: {error.message}", seq=seq) from error
+        root = self.frontier.root()
+        if (checkpoint.origin, checkpoint.size, checkpoint.root) != (self.keys[0].name, seq, root):
+            raise self.stop("the checkpoint does not state the chain before it", seq=seq)
+        if detail.get("size") != seq or detail.get("root") != base64.b64encode(root).decode():
+            raise self.stop("the checkpoint's fields are not those it signs", seq=seq)
+        self.report.checkpoints += 1
+        self.report.signed = max(self.report.signed, seq)
+
+    def _rotate(self, record: Record) -> None:
+        root = base64.b64encode(self.frontier.root()).decode()
+        expected = {
+            "continues": files.segment_name(self.number - 1),
+            "key": self.keys[-1].text(),
+            "nodes": " ".join(node.hex() for node in self.frontier.nodes),
+            "root": root,
+            "size": record.seq,
+        }
+        if record.type is not RecordType.ROTATE or record.detail != expected:
+            raise self.stop("the segment does not continue the one before", seq=record.seq)
+        self.boundaries[self.number] = (record.seq, root)
+
+    def _prune(self, record: Record) -> None:
+        detail, seq = record.detail or {}, record.seq
+        match detail:
+            case {
+                "through": str(name),
+                "size": int(size),
+                "root": str(root),
+                "retention_days": int(days),
+                "override": bool(override),
+                "newest": str(newest),
+            }:
+                through = files.segment_number(name)
+            case _:
+                raise self.stop("prune: a field is missing", seq=seq)
+        if days < retention.RETENTION_LEAST and not override:
+            raise self.stop(f"prune: {days} days of retention without an override", seq=seq)
+        try:
+            kept = (retention.moment(record.ts) - retention.moment(newest)).total_seconds()
+        except ValueError as error:
+            raise self.stop("prune: a time that is none", seq=seq) from error
+        # The writer's two looks at the clock may be a moment apart.
+        if kept < days * 86_400 - 1:
+            raise self.stop(f"prune: records were not {days} days old", seq=seq)
+        boundary = self.boundaries.get(through + 1)
+        if through >= self.number or (boundary is not None and boundary != (size, root)):
+            raise self.stop("prune: it does not state the chain at its place", seq=seq)
+        self.pruned = Pruned(seq, through, size, root)
+
+    def _clock(self, record: Record) -> None:
+        second, micro = record.ts[:19], record.ts[19:]
+        if second != self.second:
+            try:
+                wall = datetime.strptime(second, "%Y-%m-%dT%H:%M:%S")
+            except ValueError as error:
+                raise self.stop("ts is not a time", seq=record.seq) from error
+            self.second = second
+            self.second_us = (wall - _EPOCH) // _MICROSECOND
+        if not _MICRO(micro):
+            raise self.stop("ts is not a time", seq=record.seq)
+        wall_us = self.second_us + int(micro[1:7])
+        offset = wall_us - record.boottime_us
+        if record.boot_id != self.boot:
+            if self.boot and wall_us < self.last_wall_us - STEP_US:
+                self.report.notes.append(
+                    f"record {record.seq}, the first after a reboot, is dated "
+                    f"{(self.last_wall_us - wall_us) // 1_000_000} s before the one before it"
+                )
+        elif record.type is not RecordType.CLOCK_STEP:
+            elapsed = record.boottime_us - self.boottime
+            if elapsed < 0:
+                raise self.stop("the boot clock goes back", seq=record.seq)
+            if abs(offset - self.offset) > STEP_US + elapsed // 500:
+                raise self.stop("ts does not keep step with the boot clock", seq=record.seq)
+        self.boot, self.boottime, self.offset = record.boot_id, record.boottime_us, offset
+        self.last_wall_us = wall_us
+
+    # ---- the end
+
+    def finish(self) -> None:
+        """Hold the whole chain against the rules that only its end can settle."""
+        report = self.report
+        first = min(self.boundaries, default=1)
+        if report.pruned:
+            self._settle_pruning(first)
+        if self.given and not self.whole_ring and self.given[0] != self.keys[0]:
+            raise self.stop(
+                "the genesis was pruned, and no keyring leads from the public key given to "
+                "the key in force",
+                Status.INCOMPLETE,
+                segment="keyring",
+                line=0,
+            )
+        if self.whole_ring and len(self.given) > len(self.keys):
+            raise self.stop(
+                f"the public keys given are of {len(self.given)} epochs, the chain has "
+                f"{len(self.keys)}: an older copy",
+                seq=report.records,
+            )
+        report.epochs = len(self.keys)
+        report.last_key = self.keys[-1].text()
+
+    def _settle_pruning(self, first: int) -> None:
+        pruned = self.pruned
+        missing = files.segment_name(first - 1)
+        if pruned is None or pruned.through < first - 1:
+            raise self.stop(
+                "the segment is missing, and no prune record says why",
+                segment=missing,
+                line=0,
+                seq=self.report.pruned - 1,
+            )
+        if pruned.seq >= self.report.signed:
+            raise self.stop("prune: no checkpoint covers it", seq=pruned.seq)

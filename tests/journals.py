@@ -1,0 +1,96 @@
+"""Real journals for tests: what is recorded, and a host whose clocks can be turned."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from safeclaw.daemon.journal import Entry, Journal, PolicyRef, RecordType, files
+from safeclaw.daemon.journal import journal as writer
+
+POLICY = PolicyRef(name="default", sha256="ab" * 32, version="1.0")
+DAY = 86_400 * 10**9
+
+
+def decision(number: int, *, effect: str = "allow", agent: str = "tester") -> Entry:
+    """Return a decision as a session makes it."""
+    return Entry(
+        type=RecordType.DECISION,
+        session="s-1",
+        agent=agent,
+        attempt=number,
+        pid=7,
+        uid=1000,
+        exe="/usr/bin/python3",
+        action="file.read",
+        target={"path": f"/srv/agent/file-{number}"},
+        fingerprint="cd" * 32,
+        decision=effect,
+        rule="default:1",
+        reason="because",
+        policy=POLICY,
+        enforced_by="openat",
+        latency_ns=12_345,
+    )
+
+
+def segment(directory: Path, number: int = 1) -> Path:
+    """Return the path of a segment."""
+    return directory / files.segment_name(number)
+
+
+class Host:
+    """The clocks and the boot id that a writer sees; only what time does is not real."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+        self.wall_ns = 1_780_000_000 * 10**9
+        self.boot_ns = 5 * 10**9
+        self.boot = 0
+        clock = SimpleNamespace(
+            **{name: getattr(time, name) for name in dir(time) if not name.startswith("_")}
+        )
+        clock.time_ns = lambda: self.wall_ns
+        clock.monotonic_ns = lambda: self.boot_ns
+
+        def clock_gettime_ns(_clock: int) -> int:
+            return self.boot_ns
+
+        clock.clock_gettime_ns = clock_gettime_ns
+        monkeypatch.setattr(writer, "time", clock)
+
+    def passes(self, nanoseconds: int) -> None:
+        """Let time pass on every clock."""
+        self.wall_ns += nanoseconds
+        self.boot_ns += nanoseconds
+
+    def step(self, nanoseconds: int) -> None:
+        """Set the wall clock."""
+        self.wall_ns += nanoseconds
+
+    def reboot(self) -> None:
+        """Start again: a new boot id, and the boot clock from nothing."""
+        self.boot += 1
+        self.boot_ns = 3 * 10**9
+        self.passes(20 * 10**9)
+
+    def open(self, directory: Path) -> Journal:
+        """Open a journal on this host, in its present boot."""
+        with self._monkeypatch.context() as patch:
+            set_boot_id(patch, self.boot)
+            return Journal.open(directory)
+
+
+def set_boot_id(patch: pytest.MonkeyPatch, boot: int) -> None:
+    """Give writers that open from now on a made-up boot id."""
+    original = Path.read_text
+
+    def read_text(path: Path, *arguments: object, **options: object) -> str:
+        if str(path) == "/proc/sys/kernel/random/boot_id":
+            return f"00000000-0000-4000-8000-{boot:012}\n"
+        return original(path, *arguments, **options)  # type: ignore[arg-type]
+
+    patch.setattr(Path, "read_text", read_text)

@@ -1,0 +1,354 @@
+"""``safeclaw audit summary`` and ``evidence`` on a real chain, with a real Git history."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from safeclaw.daemon.cli.audit import audit_group
+from safeclaw.daemon.evidence import history
+from safeclaw.daemon.evidence.package import check, check_directory, unpack
+from safeclaw.daemon.journal import Entry, Journal, PolicyRef, RecordType, files, keys
+from safeclaw.daemon.journal.report import Status
+from safeclaw.errors import JournalError, UsageError
+from tests.journals import DAY, Host
+from tests.standalone import PATH, standalone
+
+POLICY = b'version: "1.0"\nrules:\n  - action: file.read\n    path: "src/**"\n    effect: allow\n'
+CHANGED = POLICY.replace(b"src/**", b"**")
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(audit_group, list(arguments))
+
+
+def git(place: Path, *arguments: str) -> None:
+    command = ["git", "-C", str(place), "-c", "user.name=A", "-c", "user.email=a@example.com"]
+    subprocess.run([*command, *arguments], check=True, capture_output=True)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    place = tmp_path / "work"
+    (place / ".safeclaw").mkdir(parents=True)
+    git(place, "init", "-q")
+    for number, content in enumerate((POLICY, CHANGED)):
+        (place / ".safeclaw" / "policy.yaml").write_bytes(content)
+        git(place, "add", ".safeclaw")
+        git(place, "commit", "-qm", f"policy: change {number}")
+    return place
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    host = Host(monkeypatch)
+    place = tmp_path / "state"
+    with host.open(place / "journal") as journal:
+        for day in range(14):
+            digest = sha256(POLICY if day < 7 else CHANGED).hexdigest()
+            policy = PolicyRef(name="p", sha256=digest, version="1.0")
+            journal.append(Entry(type=RecordType.POLICY_LOAD, policy=policy, detail={"rules": 3}))
+            for number in range(20):
+                denied = number < (1 if day < 7 else 4)
+                journal.append(
+                    Entry(
+                        type=RecordType.DECISION,
+                        session=f"s-{day}",
+                        agent="[bold]x" if number else "other",
+                        attempt=number,
+                        action="shell.execute" if number == 3 else "file.read",
+                        target={"path": f"<script>{number}"},
+                        decision="deny" if denied else "allow",
+                        rule="p:1" if denied else "p:2",
+                        policy=policy,
+                    )
+                )
+            host.passes(DAY)
+        journal.append(Entry(type=RecordType.FAULT, reason="once"))
+        journal.roll_key()
+    return place
+
+
+ALL = ("--since", "2020-01-01")
+
+
+def test_a_summary_counts_what_there_is(state: Path) -> None:
+    value = json.loads(run("summary", "--state", str(state), *ALL, "--json").stdout)
+    assert (value["evaluations"], value["allowed"], value["denied"]) == (280, 245, 35)
+    assert value["top_denied_actions"] == [["file.read", 28], ["shell.execute", 7]]
+    agents = {item["name"]: item["allowed"] + item["denied"] for item in value["agents"]}
+    assert agents == {"[bold]x": 266, "other": 14}
+    rules = {item["name"]: item["denied"] for item in value["rules"]}
+    assert rules == {"p:1": 35, "p:2": 0}
+    assert value["events"]["fault"] == 1
+    assert [item["decisions"] for item in value["policies"]] == [140, 140]
+    drift = "\n".join(value["drift"])
+    assert "changed 1 times without a new version" in drift
+    assert "1 of 3 rules were never used" in drift
+    assert "denials rise: 24 in the last week, 10" in drift
+
+
+def test_a_summary_of_one_agent_or_of_nothing(state: Path) -> None:
+    one = json.loads(
+        run("summary", "--state", str(state), *ALL, "--json", "--agent", "other").stdout
+    )
+    assert (one["evaluations"], one["denied"]) == (14, 14)
+    result = run("summary", "--state", str(state), "--since", "2020-01-01", "--until", "2020-02-01")
+    assert result.exit_code == 0
+    assert "no records in this period" in result.stdout
+
+
+def test_what_an_agent_chose_is_neither_markup_nor_a_tag(state: Path) -> None:
+    shown = run("summary", "--state", str(state), *ALL).stdout
+    assert "[bold]x" in shown
+    assert "87.5%" in shown
+    page = run("summary", "--state", str(state), *ALL, "--html").stdout
+    assert "<script>" not in page
+    assert "&lt;script&gt;0" in page
+    assert "@media print" in page
+
+
+@pytest.fixture
+def package(state: Path, repository: Path, tmp_path: Path) -> Path:
+    target = tmp_path / "evidence.zip"
+    result = run(
+        "evidence", "--state", str(state), *ALL, "--output", str(target),
+        "--repository", str(repository),
+    )  # fmt: skip
+    assert result.exit_code == 0, (result.output, result.exception)
+    return target
+
+
+def test_a_package_maps_policies_to_commits_and_counts(
+    package: Path, repository: Path, state: Path
+) -> None:
+    with zipfile.ZipFile(package) as archive:
+        policies = json.loads(archive.read("policies.json"))
+        population = json.loads(archive.read("population.json"))
+        verdict = json.loads(archive.read("verification.json"))
+        assert archive.read(f"policies/{sha256(POLICY).hexdigest()}.yaml") == POLICY
+        assert b"policy: change 1" in archive.read("policies-git-log.txt")
+        lines = archive.read("export.jsonl").split(b"\n")[:-1]
+        oscal = json.loads(archive.read("oscal.json"))
+    log = subprocess.run(
+        ["git", "-C", str(repository), "log", "--format=%H"], check=True, capture_output=True
+    )
+    newest, oldest = log.stdout.decode().split()
+    assert [item["commit"] for item in policies] == [oldest, newest]
+    assert population["records"] == len(lines)
+    assert population["control_totals"]["evaluations"] == 280
+    seqs = [json.loads(line)["seq"] for line in lines]
+    assert population["control_totals"]["sum_of_sequence_numbers"] == sum(seqs)
+    assert verdict["verdict"] == "internally consistent"
+    controls = oscal["assessment-results"]["results"][0]["reviewed-controls"]
+    assert len(controls["control-selections"][0]["include-controls"]) == 8
+
+
+def test_a_package_checks_out_elsewhere(package: Path, state: Path, tmp_path: Path) -> None:
+    public_key = state / "keys" / files.PUBLIC_KEY
+    result = run("evidence", "verify", str(package), "--public-key", str(public_key))
+    assert result.exit_code == 0, result.output
+    assert ": intact" in result.stdout
+    # By itself it vouches only for itself.
+    alone = run("evidence", "verify", str(package))
+    assert ": internally consistent" in alone.stdout
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    shutil.copyfile(public_key, empty / "keys")
+    shutil.copyfile(PATH, empty / "verify.py")
+    with zipfile.ZipFile(package) as archive:
+        archive.extractall(empty / "package")
+    result_of = subprocess.run(
+        [sys.executable, "-I", "verify.py", "package", "--public-key", "keys"],
+        cwd=empty, capture_output=True, text=True, check=False,
+        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+    )  # fmt: skip
+    assert (result_of.returncode, result_of.stdout.splitlines()[0]) == (0, "INTACT")
+
+
+def test_any_changed_byte_of_any_file_of_a_package_is_found(
+    package: Path, state: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "unpacked"
+    place.mkdir()
+    unpack(package, place)
+    given = keys.read_public_keys(state / "keys" / files.PUBLIC_KEY)
+    assert check_directory(place, given).status is Status.INTACT
+    paths = sorted(path for path in place.rglob("*") if path.is_file())
+    assert len(paths) > 20
+    for path in paths:
+        content = path.read_bytes()
+        for at in {0, len(content) // 2, len(content) - 1} if content else set[int]():
+            damaged = bytearray(content)
+            damaged[at] ^= 1
+            path.write_bytes(damaged)
+            assert check_directory(place, given).exit_status == 1, (path, at)
+            assert standalone(place) == 1, (path, at)
+        path.unlink()
+        assert check_directory(place, given).exit_status == 1, path
+        path.write_bytes(content)
+    (place / "more").write_text("")
+    assert check_directory(place, given).exit_status == 1
+    assert standalone(place) == 1
+
+
+def test_a_package_signed_by_someone_else_is_found(
+    package: Path, state: Path, tmp_path: Path
+) -> None:
+    """All of it is made anew, and fits itself."""
+    other = tmp_path / "other"
+    with Journal.open(other / "journal") as journal:
+        journal.append(Entry(type=RecordType.KILL))
+    forged = tmp_path / "forged.zip"
+    result = run("evidence", "--state", str(other), *ALL, "--output", str(forged),
+                 "--repository", str(tmp_path))  # fmt: skip
+    assert result.exit_code == 0, result.output
+    given = keys.read_public_keys(state / "keys" / files.PUBLIC_KEY)
+    assert check(forged, None).status is Status.INTACT
+    assert check(forged, given).status is Status.TAMPERED
+
+
+@pytest.mark.parametrize("name", ["../out", "/etc/passwd", "a/../../out", "a\\b", "\x1b[2J"])
+def test_a_package_lands_nowhere_else(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "bad.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(name, "x")
+    place = tmp_path / "a" / "b"
+    place.mkdir(parents=True)
+    with pytest.raises(JournalError, match="a name that no package has"):
+        unpack(path, place)
+    assert not list(place.iterdir())
+    assert run("evidence", "verify", str(path)).exit_code == 3
+
+
+def test_a_damaged_zip_is_unreadable_and_says_so(package: Path, tmp_path: Path) -> None:
+    content = package.read_bytes()
+    for number, damaged in enumerate((b"", b"PK", content[:-30], content[: len(content) // 2])):
+        path = tmp_path / f"{number}.zip"
+        path.write_bytes(damaged)
+        result = run("evidence", "verify", str(path))
+        assert result.exit_code == 3, result.output
+        assert "Traceback" not in result.output
+    broken = bytearray(content)
+    broken[len(content) // 3] ^= 0xFF
+    path = tmp_path / "broken.zip"
+    path.write_bytes(broken)
+    assert run("evidence", "verify", str(path)).exit_code in (1, 3)
+
+
+def test_usage_errors(state: Path, tmp_path: Path) -> None:
+    result = run("evidence", "--state", str(state), "--since", "soon", "--output", "x")
+    assert isinstance(result.exception, UsageError)
+    result = run("evidence", "--state", str(tmp_path / "no"), "--output", str(tmp_path / "x"))
+    assert isinstance(result.exception, JournalError)
+    assert not (tmp_path / "x").exists()
+    result = run("evidence", "verify", str(tmp_path / "x"), "--public-key", str(tmp_path / "none"))
+    assert isinstance(result.exception, UsageError)
+    assert result.exception.hint is None or "safeclaw" in result.exception.hint
+
+
+def test_keys_are_shown_exported_and_rolled(state: Path, tmp_path: Path) -> None:
+    shown = run("keys", "show", "--state", str(state), "--json").stdout.splitlines()
+    assert len(shown) == 2
+    target = tmp_path / "keys.out"
+    assert run("keys", "export", "--state", str(state), "--output", str(target)).exit_code == 0
+    with Journal.open(state / "journal") as journal:
+        journal.append(Entry(type=RecordType.KILL))
+        busy = run("keys", "roll", "--state", str(state))
+        assert isinstance(busy.exception, JournalError)
+    result = run("keys", "roll", "--state", str(state))
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert len(run("keys", "show", "--state", str(state)).stdout.splitlines()) == 3
+    verified = run("verify", "--state", str(state), "--public-key", str(target), "--json")
+    assert json.loads(verified.stdout)["verdict"] == "intact"
+    assert json.loads(verified.stdout)["epochs"] == 3
+    refused = run("keys", "roll", "--state", str(tmp_path / "none"))
+    assert isinstance(refused.exception, JournalError)
+    assert not (tmp_path / "none").exists()
+
+
+def test_pruning_by_hand_needs_an_override_under_90_days(state: Path) -> None:
+    before = files.segments(state / "journal")
+    refused = run("prune", "--state", str(state), "--retention", "30")
+    assert isinstance(refused.exception, JournalError)
+    assert "--override" in (refused.exception.hint or "")
+    assert files.segments(state / "journal") == before
+    result = run("prune", "--state", str(state), "--retention", "0", "--override")
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert len(files.segments(state / "journal")) < len(before)
+    assert run("verify", "--state", str(state)).exit_code == 0
+
+
+def test_a_package_of_a_chain_that_is_being_written_is_whole(
+    tmp_path: Path, repository: Path
+) -> None:
+    state = tmp_path / "live"
+    with Journal.open(state / "journal") as journal:
+        for _ in range(50):
+            journal.append(Entry(type=RecordType.KILL))
+        journal.checkpoint()
+        journal.commit()
+        with (state / "journal" / files.segment_name(1)).open("rb+") as stream:
+            stream.seek(0, os.SEEK_END)
+            end = stream.tell()
+            stream.write(b'{"half')  # as a reader may see a line that is being written
+            stream.flush()
+            target = tmp_path / "live.zip"
+            result = run("evidence", "--state", str(state), *ALL, "--output", str(target),
+                         "--repository", str(repository))  # fmt: skip
+            stream.truncate(end)
+        assert result.exit_code == 0, result.output
+    given = keys.read_public_keys(state / "keys" / files.PUBLIC_KEY)
+    report = check(target, given)
+    assert (report.status, report.records) == (Status.INTACT, 52)
+
+
+def test_every_verb_is_listed_and_has_help() -> None:
+    listed = run("--help").stdout
+    for verb in ("show", "tail", "verify", "export", "summary", "sample", "evidence", "keys",
+                 "prune"):  # fmt: skip
+        assert f"  {verb} " in listed
+        result = run(verb, "--help")
+        assert result.exit_code == 0, verb
+        assert "Usage:" in result.stdout
+
+
+def test_a_repositorys_configuration_runs_no_program(repository: Path, tmp_path: Path) -> None:
+    """An agent can write its workspace's .git/config; evidence is made outside the walls."""
+    marker, program = tmp_path / "ran", tmp_path / "program"
+    program.write_text(f"#!/bin/sh\ntouch {marker}\n")
+    program.chmod(0o755)
+
+    def plumb(*arguments: str, text: str | None = None) -> str:
+        command = ["git", "-C", str(repository), *arguments]
+        done = subprocess.run(command, input=text, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    # A commit that claims a signature has git ask the configured program about it.
+    head, _, message = plumb("cat-file", "commit", "HEAD").partition("\n\n")
+    signature = "gpgsig -----BEGIN PGP SIGNATURE-----\n \n x\n -----END PGP SIGNATURE-----"
+    text = f"{head}\n{signature}\n\n{message}\n"
+    plumb("update-ref", "HEAD", plumb("hash-object", "-t", "commit", "-w", "--stdin", text=text))
+    settings = {"log.showSignature": "true", "gpg.program": str(program),
+                "core.fsmonitor": str(program), "diff.external": str(program),
+                "diff.mine.textconv": str(program)}  # fmt: skip
+    for name, value in settings.items():
+        plumb("config", name, value)
+    (repository / ".gitattributes").write_text("*.yaml diff=mine\n")
+    plumb("log", "--", ".safeclaw")
+    assert marker.exists()  # the control: plain git runs it
+    marker.unlink()
+    found, content = history.origins([sha256(POLICY).hexdigest()], repository)
+    assert found[0].kind == "git"
+    assert list(content.values()) == [POLICY]
+    assert "policy: change 0" in history.log_text(repository)
+    assert not marker.exists()
