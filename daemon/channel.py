@@ -23,6 +23,8 @@ from safeclaw.errors import BrokerError
 #: The longest packet; well under the default send buffer (net.core.wmem_default).
 PACKET_MAX = 32 * 1024
 _MORE, _LAST = b"\x00", b"\x01"
+_SEND_BUFFER = 1 << 20
+_DONTWAIT = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
 
 def peer_credentials(sock: socket.socket) -> tuple[int, int, int]:
@@ -46,6 +48,9 @@ class Channel:
 
     def __init__(self, sock: socket.socket, *, message_max: int) -> None:
         self.sock = sock
+        # A peer that reads many messages at once needs room for them.  The kernel cuts
+        # this down to net.core.wmem_max (socket(7)).
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         self._message_max = message_max
         self._pieces: list[bytes] = []
         self._pieces_size = 0
@@ -68,7 +73,7 @@ class Channel:
         """
         if len(message) <= PACKET_MAX:
             try:
-                self._sock_send(message, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                self._sock_send(message, _DONTWAIT)
                 return
             except BlockingIOError:
                 pass
@@ -76,12 +81,20 @@ class Channel:
         for packet in packets(message):
             while True:
                 try:
-                    self._sock_send(packet, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                    self._sock_send(packet, _DONTWAIT)
                     break
                 except BlockingIOError:
                     left = deadline - time.monotonic()
                     if left <= 0 or not _wait(self.sock, select.POLLOUT, left):
                         raise TimeoutError("the peer does not read") from None
+
+    def try_send(self, message: bytes) -> bool:
+        """Send a short message if there is room for it now; False when it did not leave."""
+        try:
+            self._sock_send(message, _DONTWAIT)
+        except OSError:
+            return False
+        return True
 
     def post(self, message: bytes) -> bool:
         """Send as much as there is room for and keep the rest; True when nothing is kept."""
@@ -92,7 +105,7 @@ class Channel:
         """Send what was kept, as far as there is room; True when nothing is kept."""
         while self._outbox:
             try:
-                self._sock_send(self._outbox[0], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                self._sock_send(self._outbox[0], _DONTWAIT)
             except BlockingIOError:
                 return False
             self._outbox.popleft()
@@ -129,7 +142,7 @@ class Channel:
         """
         while True:
             try:
-                packet = self._sock_recv(PACKET_MAX, socket.MSG_DONTWAIT)
+                packet = self._sock_recv(PACKET_MAX, _DONTWAIT)
             except BlockingIOError:
                 return None
             except ConnectionResetError:

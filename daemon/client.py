@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import os
 import signal
 import socket
@@ -220,6 +221,8 @@ def _embedded(state: Path, directory: int, lock: int, said: int) -> NoReturn:
         # Imported here, while the parent does its own imports.
         from safeclaw.daemon.broker import Broker
 
+        gc.freeze()
+        gc.enable()
         Broker(state, listener).run()
         status = 0
     except OSError as problem:

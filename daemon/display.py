@@ -9,19 +9,26 @@ from __future__ import annotations
 import contextlib
 import os
 
-from safeclaw.policies.explain import suggest_line
 from safeclaw.policies.model import Attempt, Verdict, describe, printable
 
 _LONGEST = 300
 
 
-def denial_line(attempt: Attempt, verdict: Verdict, workspace: str) -> str:
-    """Return the line for a denial: what, why, and the policy line that would allow it."""
+def denial_line(
+    attempt: Attempt, verdict: Verdict, workspace: str, *, observed: bool = False
+) -> str:
+    """Return the line for a denial: what, why, and the policy line that would allow it.
+
+    ``observed`` says that the session only observes: denials are let through.
+    """
     what = _short(describe(attempt.target))
-    text = f"safeclaw: denied {attempt.action} {what} [{printable(verdict.rule)}]"
+    word = "would deny" if observed and verdict.rule != "protected" else "denied"
+    text = f"safeclaw: {word} {attempt.action} {what} [{printable(verdict.rule)}]"
     if verdict.reason:
         text += f" {_short(printable(verdict.reason))}"
-    if verdict.rule not in ("protected", "broker-lost"):
+    from safeclaw.policies.explain import suggest_line  # most runs deny nothing
+
+    if verdict.rule not in ("protected", "broker-lost", "violation"):
         text += f"; to allow: {_short(printable(suggest_line(attempt, workspace)))}"
     return text
 

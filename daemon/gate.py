@@ -30,6 +30,7 @@ from safeclaw.policies.model import (
     printable,
     target_fields,
 )
+from safeclaw.sandbox.gate import Handover
 
 #: How long an attempt waits for a broker that does not answer, in seconds.
 GRACE = 5.0
@@ -133,6 +134,34 @@ class Gate:
             self._count_denial(attempt, known)
         return known.answer
 
+    def repeatable(self, attempt: Attempt, *, exe: str, enforced_by: str) -> Handover | None:
+        """Return the short way for an attempt that the lease allows; None where there is none.
+
+        INVARIANT: a verdict that depends on nothing but the policy holds as long as the gate.
+        """
+        known = self._known.get((attempt, exe, enforced_by))
+        if known is None or known.waits or known.verdict.decision is not Decision.ALLOW:
+            return None
+        tail, sending, kept = known.tail, self._sending, self._unacknowledged
+        packed, clock, send = protocol.decided_packet, time.monotonic_ns, self._channel.try_send
+
+        def handover(pid: int, begin: int) -> bool:
+            with sending:
+                now = clock()
+                # renewing, waiting and losing are left to judge
+                if now >= self._renew_at or len(kept) >= _UNACKNOWLEDGED_MAX:
+                    return False
+                number = self._number + 1
+                packet = packed(tail, number, pid, now - begin)
+                kept.append(packet)
+                if send(packet):
+                    self._number = number
+                    return True
+                kept.pop()
+                return False
+
+        return handover
+
     def _hand_over(self, number: int, packet: bytes) -> bool:
         """Send a numbered record; keep it until it is on disk.  ``_sending`` is held."""
         if self._lost is not None:
@@ -156,17 +185,19 @@ class Gate:
 
     def _decide(self, attempt: Attempt, exe: str, enforced_by: str) -> _Known:
         verdict = self._policy.evaluate(attempt)
-        answer = verdict
-        if self._observe and verdict.decision is not Decision.ALLOW:
-            enforced_by_whom = "observe"
-            answer = Verdict(Decision.ALLOW, verdict.rule, f"observed only: {verdict.reason}")
-        else:
+        answer = self._observed(verdict)
+        # A name that is not there stays not there, whoever is only observed.
+        if answer is verdict or enforced_by in ("absent", "view"):
             enforced_by_whom = enforced_by
+        else:
+            enforced_by_whom = "observe"
         tail = protocol.decided_tail(
             attempt, verdict, exe=printable(exe), enforced_by=enforced_by_whom
         )
         waits = self._strict or self._policy.depends_on_state(attempt)
         known = _Known(tail, verdict, answer, waits=waits)
+        # Names that do not exist (a walk along PATH) are recorded, but no news to a person.
+        known.shown = known.shown or enforced_by == "absent"
         if len(tail) <= _MEMO_TAIL_MAX:
             if len(self._known) >= _MEMO_MAX:
                 self._known.clear()
@@ -324,14 +355,25 @@ class Gate:
 
     # ---- the rest of the sandbox's gate
 
+    def permits(self, attempt: Attempt) -> bool:
+        """Whether the policy itself allows it: no record, and whatever observing lets through."""
+        return self._lost is None and self._policy.evaluate(attempt).decision is Decision.ALLOW
+
     def peek(self, attempt: Attempt) -> Verdict:
         """Decide without a record: for the second half of a two-sided attempt."""
         verdict = self._policy.evaluate(attempt)
         if self._lost is not None:
             return self._lost_verdict()
-        if self._observe and verdict.decision is not Decision.ALLOW:
-            return Verdict(Decision.ALLOW, verdict.rule, f"observed only: {verdict.reason}")
-        return verdict
+        return self._observed(verdict)
+
+    def _observed(self, verdict: Verdict) -> Verdict:
+        """Return the answer to a verdict: under observation a denial is let through.
+
+        SAFETY: not what is protected: that is no rule's to give, so not observation's either.
+        """
+        if not self._observe or verdict.decision is Decision.ALLOW or verdict.rule == "protected":
+            return verdict
+        return Verdict(Decision.ALLOW, verdict.rule, f"observed only: {verdict.reason}")
 
     def violation(self, attempt: Attempt, *, pid: int, exe: str, reason: str) -> None:
         """Record that what happened is not what was approved."""
@@ -352,6 +394,8 @@ class Gate:
                 self._unacknowledged.append(packet)
             else:
                 self._hand_over(number, packet)
+        self.denials += 1
+        self._on_denied(attempt, Verdict(Decision.DENY, "violation", reason))
 
     def started(self, walls: dict[str, object]) -> None:
         """Record the walls, and wait until that is on disk; start to listen to the broker.

@@ -6,6 +6,7 @@ import os
 
 import msgspec
 
+from safeclaw.daemon import kept
 from safeclaw.policies.buckets import covers
 from safeclaw.policies.compiled import CompiledPolicy, Context
 from safeclaw.policies.document import Effect
@@ -69,27 +70,43 @@ def writable(policy: CompiledPolicy, view: tuple[str, ...]) -> tuple[str, ...]:
     )
 
 
-def spec(policy: CompiledPolicy, command: tuple[str, ...], inherited: dict[str, str]) -> LaunchSpec:
-    """Return what to launch; ``command`` has the program's absolute path."""
+def spec(
+    policy: CompiledPolicy,
+    command: tuple[str, ...],
+    inherited: dict[str, str],
+    *,
+    state: str,
+    observe: bool = False,
+) -> LaunchSpec:
+    """Return what to launch; ``command`` has the program's absolute path.
+
+    ``observe`` shows everything but what is protected: what no rule names is to
+    be let through and recorded, so it must exist.  ``state`` is the state directory.
+    """
     context = policy.context
+    reach = ("/",) if observe else policy.view()
     # Named by themselves, too: /tmp in a view is the session's own, and what lies there is not.
-    view = (*policy.view(), context.workspace, *context.interpreter)
+    view = (*reach, context.workspace, *context.interpreter)
+    network = observe or policy.names_network()
     return LaunchSpec(
         command=command,
         workspace=context.workspace,
         view=view,
-        writable=writable(
+        writable=("/",)
+        if observe
+        else writable(
             policy,
             tuple(path for path in view if path not in ("/tmp", "/var/tmp", *context.interpreter)),
         ),
-        executable_roots=policy.executable_roots(),
+        executable_roots=("/",) if observe else policy.executable_roots(),
         masked=tuple(
             path
             for path in context.protected
             if os.path.exists(path) and any(_within(path, place) for place in view)
         ),
         environment=environment(policy, inherited),
-        network=policy.names_network(),
+        network=network,
+        filters=kept.filters(state, network=network),
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any, cast
 import msgspec
 
 from safeclaw.errors import BrokerError
-from safeclaw.policies.document import Policy
+from safeclaw.policies.document import Parent, Policy
 from safeclaw.policies.model import Attempt, Decision, Verdict, fingerprint, target_fields
 
 VERSION = 1
@@ -47,6 +47,7 @@ class Hello(_Message, frozen=True, tag="hello"):
     policy_text: bytes
     observe: bool = False
     resume: str | None = None
+    policy_parents: tuple[Parent, ...] = ()
 
 
 class Decided(_Message, frozen=True, tag="d"):

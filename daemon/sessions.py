@@ -9,19 +9,22 @@ from __future__ import annotations
 import collections
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from safeclaw.daemon import protocol
 from safeclaw.daemon.channel import Channel
-from safeclaw.daemon.journal.record import Entry, PolicyRef, RecordType
+from safeclaw.daemon.journal.record import Entry, PolicyRef, RecordType, Template
 from safeclaw.errors import BrokerError, JournalError
 from safeclaw.policies.document import Assurance, Policy
+from safeclaw.policies.model import Decision
 
 #: A session that does not wait is told at least this often how far its records are.
 _ACKNOWLEDGE_EVERY = 1024
 _TAILS_MAX = 8192
+_TAIL_MAX = 8192
 
 
 class Session:
@@ -55,7 +58,7 @@ class Session:
         self.deaf = False
         self._decisions = 0
         self._denials = 0
-        self._tails: dict[bytes, protocol.Decided] = {}
+        self._tails: dict[bytes, tuple[Template, bool]] = {}
 
     def open(self, hello: protocol.Hello, policy: Policy) -> None:
         """Begin, under a policy."""
@@ -91,37 +94,47 @@ class Session:
         fresh = self.durable - self.acknowledged
         return fresh > 0 and (self.strict or self.flush or fresh >= _ACKNOWLEDGE_EVERY)
 
+    @property
+    def waits(self) -> bool:
+        """Whether somebody waits for its records to be on disk."""
+        return self.strict or self.flush or self.ending
+
     # ---- entries
 
-    def decision(self, number: int, pid: int, latency_ns: int, data: bytes, tail: bytes) -> Entry:
-        """Return the entry of a decision; BrokerError if it is not what it claims."""
+    def decision(self, data: bytes, tail: bytes, make: Callable[[Entry], Template]) -> Template:
+        """Return what makes the record of a decision; BrokerError if it is not what it claims."""
         known = self._tails.get(tail)
         if known is None:
-            known = self._decode(data)
-            if len(self._tails) >= _TAILS_MAX:
-                self._tails.clear()
-            self._tails[tail] = known
-        decision = known.decision.value
+            message = self._decode(data)
+            known = make(self._decided(message)), message.decision is not Decision.ALLOW
+            # a program's arguments can be megabytes: such a tail will hardly come again
+            if len(tail) <= _TAIL_MAX:
+                if len(self._tails) >= _TAILS_MAX:
+                    self._tails.clear()
+                self._tails[tail] = known
+        template, denied = known
         self._decisions += 1
-        if decision != "allow":
-            self._denials += 1
+        self._denials += denied
+        return template
+
+    def _decided(self, message: protocol.Decided) -> Entry:
         return Entry(
             type=RecordType.DECISION,
             session=self.id,
             agent=self.agent,
-            attempt=number,
-            pid=pid,
+            attempt=message.number,
+            pid=message.pid,
             uid=self.uid,
-            exe=known.exe,
-            action=known.action,
-            target=known.target,
-            fingerprint=known.fingerprint,
-            decision=decision,
-            rule=known.rule,
-            reason=known.reason,
+            exe=message.exe,
+            action=message.action,
+            target=message.target,
+            fingerprint=message.fingerprint,
+            decision=message.decision.value,
+            rule=message.rule,
+            reason=message.reason,
             policy=self._policy,
-            enforced_by=known.enforced_by,
-            latency_ns=latency_ns,
+            enforced_by=message.enforced_by,
+            latency_ns=message.latency_ns,
         )
 
     def _decode(self, data: bytes) -> protocol.Decided:

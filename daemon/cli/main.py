@@ -6,9 +6,12 @@ Errors are caught here and nowhere else.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
 from collections.abc import Callable
+from types import ModuleType
+from typing import cast
 
 from safeclaw.errors import SafeclawError
 
@@ -16,42 +19,75 @@ USAGE = """\
 usage: safeclaw COMMAND [OPTION…]
 
   run      run an agent in walls, under a policy, with a record
-  policy   check and explain policies
+  policy   check, explain, test and suggest policies
   audit    show and verify the journal
+  doctor   say what this host offers, and what is missing
 
 safeclaw COMMAND --help says more.
 """
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; return its exit status."""
+    """Run one command; return its exit status.  Without arguments: be the process."""
     fill_standard_descriptors()
     words = sys.argv[1:] if arguments is None else arguments
+    status = _guarded(words)
+    if arguments is None and words[:1] == ["run"]:
+        # Everything is closed and written: what is left to Python is to take itself apart.
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+def _guarded(words: list[str]) -> int:
     try:
-        return _dispatch(words)
+        status = _dispatch(words)
+        sys.stdout.flush()  # what cannot be written is to be known here, not at exit
+        return status
     except SafeclawError as problem:
         complain(problem)
         return problem.exit_status
     except BrokenPipeError:
         # Whoever read our output has had enough; nothing is wrong, and nothing can be said.
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _discard_output()
         return 0
+    except OSError as failure:
+        # Mostly the output: a full disk, or a closed descriptor.
+        from safeclaw.policies.model import printable
+
+        _discard_output()
+        what = os.fsdecode(failure.filename) if failure.filename else " ".join(words[:2])
+        error = SafeclawError(f"{printable(what)}: {failure.strerror or failure}")
+        complain(error)
+        return error.exit_status
     except KeyboardInterrupt:
         return 130
 
 
 def fill_standard_descriptors() -> None:
-    """Open /dev/null where 0, 1 or 2 is closed.
+    """Open /dev/null where 0, 1 or 2 is closed, the wrong way round.
 
     SAFETY: otherwise the next socket or pipe becomes "stderr", and what is meant
-    for a person is written to the broker.
+    for a person is written to the broker.  Reading and writing still fail with
+    EBADF, so that lost output is not taken for success; the agent finds them closed.
     """
-    for number in (0, 1, 2):
+    for number, mode in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_RDONLY)):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+            os.open(os.devnull, mode)  # takes the lowest free number; closed again at exec
+    # Python has None for those; the rest of the house need not know.  Open until the end.
+    if sys.__stdout__ is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    if sys.__stderr__ is None:  # what is for a person can only be lost
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+
+
+def _discard_output() -> None:
+    """Send what is still buffered nowhere: the flush at exit must not fail again."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def complain(problem: SafeclawError) -> None:
@@ -65,9 +101,7 @@ def _dispatch(words: list[str]) -> int:
     verb = words[0] if words else ""
     match verb:
         case "run":
-            from safeclaw.daemon.cli.run import run
-
-            return run(words[1:])
+            return _run(words[1:])
         case "policy":
             from safeclaw.daemon.cli.policy import policy_group
 
@@ -76,6 +110,10 @@ def _dispatch(words: list[str]) -> int:
             from safeclaw.daemon.cli.audit import audit_group
 
             return _click(audit_group, words)
+        case "doctor":
+            from safeclaw.daemon.cli.doctor import doctor_command
+
+            return _click(doctor_command, words)
         case "--version" | "-V":
             from importlib.metadata import version
 
@@ -96,6 +134,23 @@ def _dispatch(words: list[str]) -> int:
             )
 
 
+def _run(words: list[str]) -> int:
+    # Start-up makes much and drops little; run and the broker switch it on again.
+    gc.disable()
+    # msgspec takes what it needs from there, or else from typing, which has it from 3.11 on;
+    # importing typing_extensions would take as long as all our own modules for a run.
+    absent = cast("dict[str, ModuleType | None]", sys.modules)
+    hide = "typing_extensions" not in absent
+    if hide:
+        absent["typing_extensions"] = None
+    try:
+        from safeclaw.daemon.cli.run import run
+    finally:
+        if hide:
+            del absent["typing_extensions"]
+    return run(words)
+
+
 def _click(group: Callable[..., object], words: list[str]) -> int:
     import click
 
@@ -106,7 +161,6 @@ def _click(group: Callable[..., object], words: list[str]) -> int:
     except click.ClickException as problem:
         problem.show()
         return problem.exit_code
-    sys.stdout.flush()
     return result if isinstance(result, int) else 0
 
 

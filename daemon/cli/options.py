@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from safeclaw.errors import UsageError
 from safeclaw.policies.model import printable
@@ -28,8 +29,7 @@ Ends with COMMAND's own status, 128+n for a signal; 125 when safeclaw failed,
 """
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(msgspec.Struct, frozen=True):
     """What the person asked for; ``command`` is empty only when ``help`` is set."""
 
     command: tuple[str, ...]

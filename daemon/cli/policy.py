@@ -1,4 +1,4 @@
-"""``safeclaw policy``: check policies, and explain what they would decide."""
+"""``safeclaw policy``: check policies, explain, test and suggest them."""
 
 from __future__ import annotations
 
@@ -7,16 +7,25 @@ import shutil
 from pathlib import Path
 
 import click
+from msgspec.structs import replace
 
 from safeclaw.errors import PolicyError, UsageError
 from safeclaw.policies import explain as words
-from safeclaw.policies import source
-from safeclaw.policies.compiled import compile_policy
+from safeclaw.policies import render, source
+from safeclaw.policies.compiled import CompiledPolicy, Context, compile_policy
 from safeclaw.policies.loader import load
-from safeclaw.policies.model import Attempt, FileTarget, ProgramTarget, SocketTarget, Target
+from safeclaw.policies.model import (
+    Attempt,
+    FileTarget,
+    ProgramTarget,
+    SocketTarget,
+    Target,
+    describe,
+    printable,
+)
 
 
-@click.group(name="policy", help="Check policies, and explain what they decide.")
+@click.group(name="policy", help="Check policies, explain, test and suggest them.")
 def policy_group() -> None:
     """Group the policy commands."""
 
@@ -51,32 +60,165 @@ def explain_command(ref: str | None, workspace: str, action: str, target: tuple[
     directory = Path(os.path.realpath(workspace))
     if not directory.is_dir():
         raise UsageError(f"{workspace}: no such directory")
-    name, text = source.find(ref, directory)
-    policy = load(text, name=name)
-    where = source.context(
-        policy,
-        workspace=directory,
-        home=Path.home(),
-        read_only=(name,) if os.path.exists(name) else (),
-        path=os.environ.get("PATH"),
-    )
+    name, compiled = _compiled(ref, directory)
     meant = _canonical(words.parse_target(action, list(target), str(directory)))
-    for line in words.explain(compile_policy(policy, where), Attempt(action, meant), name):
+    for line in words.explain(compiled, Attempt(action, meant), name):
         click.echo(line)
     return 0
 
 
-@policy_group.command(name="show", help="Print a policy: a file, or a shipped one by name.")
+@policy_group.command(
+    name="show",
+    help="Print the rules that are really in force under a policy: its own, those of the "
+    "policies it extends, and the runtime's, in their order. Without a policy, list the "
+    "shipped ones.",
+)
 @click.argument("ref", required=False, metavar="[FILE|NAME]")
-def show_command(ref: str | None) -> int:
-    """Print the text of a policy; without a name, list the shipped ones."""
+@click.option("--source", "as_written", is_flag=True, help="Print the file as it is written.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON value.")
+def show_command(ref: str | None, as_written: bool, as_json: bool) -> int:
+    """Print a policy, whole; the output is itself a policy."""
     if ref is None:
-        for name in source.preset_names():
-            description = source.load_file(source.PRESETS / f"{name}.yaml").description
-            click.echo(f"{name:24}{description}")
+        described = {
+            name: source.load_file(source.PRESETS / f"{name}.yaml").description
+            for name in source.preset_names()
+        }
+        for name, description in described.items():
+            click.echo(f"{name:24}{description}" if not as_json else "", nl=not as_json)
+        if as_json:
+            _echo_json(described)
         return 0
-    _, text = source.find(ref, Path.cwd())
-    click.echo(text.decode("utf-8", "replace"), nl=not text.endswith(b"\n"))
+    name, text = source.find(ref, Path.cwd())
+    if as_written:
+        click.echo(text.decode("utf-8", "replace"), nl=not text.endswith(b"\n"))
+        return 0
+    policy = load(text, name=name, parents=source.gather(name, text))
+    # Without an interpreter's own directory, which differs from run to run.
+    nowhere = Context(workspace=os.path.realpath("."), home=os.path.realpath(Path.home()))
+    rules = compile_policy(policy, nowhere).rules
+    if as_json:
+        _echo_json(replace(policy, rules=rules))
+        return 0
+    for line in render.effective(policy, rules, name):
+        click.echo(line)
+    return 0
+
+
+@policy_group.command(name="schema", help="Print the policy language as JSON Schema, for editors.")
+def schema_command() -> int:
+    """Print the schema."""
+    from safeclaw.policies import schema
+
+    click.echo(schema.text(), nl=False)
+    return 0
+
+
+@policy_group.command(
+    name="test",
+    help="Check that a policy decides the cases of FILE as they say.\n\n"
+    "FILE is YAML: cases, each with action, target and expect (allow or deny), if wanted name "
+    "and rule; and, for all of them, policy and workspace (relative to FILE).\n\n"
+    "Exit status: 0 all as expected, 1 not, 125 a file cannot be used.",
+)
+@click.argument("file", metavar="FILE")
+@click.option("--policy", "ref", metavar="FILE|NAME", help="The policy; else the file's.")
+@click.option("--workspace", metavar="DIR", help="The workspace; else the file's, else its place.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON value.")
+def test_command(file: str, ref: str | None, workspace: str | None, as_json: bool) -> int:
+    """Print each case, what was decided, and by which rule."""
+    from safeclaw.policies.cases import load_cases
+
+    base = Path(os.path.realpath(os.path.dirname(file) or "."))
+    text = source.read(Path(file))
+    # Read twice: the targets stand in a workspace that the file itself may name.
+    stated = load_cases(text, name=file, workspace=str(base))
+    directory = Path(os.path.realpath(workspace or base / stated.workspace))
+    if not directory.is_dir():
+        raise UsageError(f"{directory}: no such directory")
+    found = load_cases(text, name=file, workspace=str(directory))
+    if ref is None and found.policy:
+        ref = found.policy
+        if "/" in ref or ref.endswith((".yaml", ".yml")):
+            ref = os.path.join(os.path.dirname(file), ref)
+    name, compiled = _compiled(ref, directory)
+    results: list[dict[str, object]] = []
+    failed = 0
+    for case in found.cases:
+        attempt = Attempt(case.attempt.action, _canonical(case.attempt.target))
+        verdict, rule = compiled.evaluate(attempt), compiled.decisive_rule(attempt)
+        well = verdict.decision is case.expect and case.rule in ("", verdict.rule)
+        failed += not well
+        said = printable(case.name) or f"{attempt.action} {describe(attempt.target)}"
+        where = words.place_of(rule, name)
+        if as_json:
+            results.append(
+                {
+                    "line": case.line, "case": said, "expected": case.expect, "ok": well,
+                    "decision": verdict.decision, "rule": verdict.rule, "place": where,
+                    "reason": printable(verdict.reason),
+                }
+            )  # fmt: skip
+            continue
+        click.echo(f"{'ok  ' if well else 'FAIL'} {said}: {verdict.decision} by {verdict.rule}")
+        if not well:
+            wanted = f"{case.expect} by {case.rule}" if case.rule else str(case.expect)
+            click.echo(f"     {file}:{case.line} expects {printable(wanted)}; decided at {where}")
+    if as_json:
+        _echo_json({"policy": name, "sha256": compiled.policy.sha256, "cases": results})
+    else:
+        count = len(found.cases)
+        click.echo(f"{count} {'case' if count == 1 else 'cases'}, {failed} failed", err=True)
+    return 1 if failed else 0
+
+
+def _compiled(ref: str | None, directory: Path) -> tuple[str, CompiledPolicy]:
+    """Return the name of a policy, and the policy ready for a workspace."""
+    name, text = source.find(ref, directory)
+    parents = source.gather(name, text)
+    policy = load(text, name=name, parents=parents)
+    files = (name, *(parent.name for parent in parents))
+    where = source.context(
+        policy,
+        workspace=directory,
+        home=Path.home(),
+        read_only=tuple(file for file in files if file and os.path.exists(file)),
+        path=os.environ.get("PATH"),
+    )
+    return name, compile_policy(policy, where)
+
+
+def _echo_json(value: object) -> None:
+    import msgspec
+
+    click.echo(msgspec.json.encode(value))
+
+
+@policy_group.command(
+    name="suggest",
+    help="Write a small policy that allows what a session did.\n\n"
+    "Run the agent once with: safeclaw run --observe -- COMMAND. Without --session or --since, "
+    "the newest session is taken.",
+)
+@click.option("--session", metavar="ID", help="This session.")
+@click.option("--since", metavar="WHEN", help="All since then: 2h, '3 days', 2026-01-31T12:00.")
+@click.option("--state", metavar="DIR", help="The state directory; else the default.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON value.")
+def suggest_command(
+    session: str | None, since: str | None, state: str | None, as_json: bool
+) -> int:
+    """Print a policy; on stderr, what a person must look at."""
+    from safeclaw.daemon.cli import suggest
+    from safeclaw.daemon.cli.audit import default_state
+
+    directory = Path(state) if state is not None else default_state()
+    after = None if since is None else suggest.moment(since)
+    found = suggest.from_chain(directory / "journal", session, after)
+    if as_json:
+        _echo_json(found)
+        return 0
+    click.echo(found.text, nl=False)
+    for line in found.set_aside:
+        click.echo(f"safeclaw: left out, look at it: {line}", err=True)
     return 0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import signal
 import sys
@@ -35,13 +37,26 @@ def run(words: list[str]) -> int:
 
 
 def _workspace(options: Options) -> Path:
-    given = options.workspace or Path.cwd()
+    given = options.workspace or Path(".")
     try:
         return given.resolve(strict=True)
     except OSError as problem:
         raise UsageError(
-            f"the workspace {printable(str(given))} cannot be used: {problem.strerror}"
+            f"the workspace {printable(str(given))} cannot be used: {problem.strerror}",
+            hint="--workspace DIR names another one",
         ) from problem
+
+
+def _home() -> Path:
+    """Return $HOME, else what the user database says, else a directory that is not there."""
+    if os.environ.get("HOME"):
+        return Path(os.environ["HOME"])
+    import pwd
+
+    try:
+        return Path(pwd.getpwuid(os.getuid()).pw_dir)
+    except KeyError:
+        return Path("/nonexistent")  # never "/": that would widen "~/**" to everything
 
 
 class _Run:
@@ -58,6 +73,7 @@ class _Run:
         self._kill_lock = threading.Lock()
         self._kill: Callable[[], None] | None = None
         self._signalled = 0
+        self._observe = options.observe
 
     def run(self) -> int:
         """Open the session, launch, wait, and close the record."""
@@ -65,6 +81,7 @@ class _Run:
 
         options = self._options
         name, text = source.find(options.policy, self._workspace)
+        parents = source.gather(name, text)
         hello = protocol.Hello(
             protocol.VERSION,
             printable(options.agent or os.path.basename(options.command[0])),
@@ -73,37 +90,39 @@ class _Run:
             name,
             text,
             options.observe,
+            policy_parents=parents,
         )
         self._client.hello(hello)
         # While the broker reads the policy and opens the journal:
-        from safeclaw.daemon import launching
+        from safeclaw.daemon import kept, launching
         from safeclaw.policies.compiled import compile_policy
         from safeclaw.policies.document import Assurance, Mode
-        from safeclaw.sandbox.session import launch, resolve_command
+        from safeclaw.sandbox.session import launch
 
+        runtime = kept.runtime(str(self._state))
         lease = self._client.lease()
         policy = lease.policy
         context = source.context(
             policy,
             workspace=self._workspace,
-            home=Path(os.environ.get("HOME") or "/"),
+            home=_home(),
             protected=(*lease.protected, str(self._state)),
-            read_only=tuple(self._in_force(name)),
+            read_only=tuple(self._in_force(name, *(parent.name for parent in parents))),
             path=os.environ.get("PATH"),
+            runtime=runtime,
         )
-        command = resolve_command(
-            options.command, os.environ.get("PATH", os.defpath), str(self._workspace)
-        )
+        command = self._command()
         compiled = compile_policy(
-            policy, launching.with_programs(context, command, len(options.command))
+            policy, launching.with_programs(context, command, len(options.command)), runtime
         )
+        observe = self._observe = options.observe or policy.mode is Mode.OBSERVE
         gate = Gate(
             self._client.channel,
             compiled,
             on_lost=self._lost,
             on_denied=self._denied,
             strict=policy.assurance is Assurance.STRICT,
-            observe=options.observe or policy.mode is Mode.OBSERVE,
+            observe=observe,
             grace=options.grace,
             on_started=self._show_walls if options.verbose else None,
         )
@@ -113,8 +132,12 @@ class _Run:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGQUIT, signal.SIG_IGN)
         try:
-            spec = launching.spec(compiled, command, dict(os.environ))
+            spec = launching.spec(
+                compiled, command, dict(os.environ), state=str(self._state), observe=observe
+            )
             session = launch(spec, gate)
+            gc.freeze()  # what is there stays: no collection needs to look at it again
+            gc.enable()
             with self._kill_lock:
                 self._kill = session.kill
             if gate.lost is not None:
@@ -131,6 +154,20 @@ class _Run:
             raise
         finally:
             self._close(gate, hello, lease, gate.lost or reason, status)
+
+    def _command(self) -> tuple[str, ...]:
+        """Return the command with its program's path; without one, the session ends here."""
+        from safeclaw.sandbox.session import resolve_command
+
+        path = os.environ.get("PATH", os.defpath)
+        try:
+            return resolve_command(self._options.command, path, str(self._workspace))
+        except SafeclawError as problem:
+            # There is no gate yet that would say so.
+            end = protocol.encode(protocol.End(printable(problem.message), None))
+            with contextlib.suppress(OSError):
+                self._client.channel.send(end, client.ANSWER)
+            raise
 
     def _close(
         self,
@@ -174,7 +211,8 @@ class _Run:
         )
 
     def _denied(self, attempt: Attempt, verdict: Verdict) -> None:
-        display.tell(display.denial_line(attempt, verdict, str(self._workspace)))
+        workspace = str(self._workspace)
+        display.tell(display.denial_line(attempt, verdict, workspace, observed=self._observe))
 
     def _show_walls(self, walls: dict[str, object]) -> None:
         for name, value in walls.items():
@@ -195,9 +233,7 @@ class _Run:
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGHUP, stop)
 
-    def _in_force(self, name: str) -> list[str]:
+    def _in_force(self, *names: str) -> list[str]:
         """Return the policy files that the agent must not change."""
         files = [str(self._workspace / ".safeclaw")]
-        if os.path.exists(name):
-            files.append(os.path.abspath(name))
-        return files
+        return files + [os.path.abspath(name) for name in names if name and os.path.exists(name)]

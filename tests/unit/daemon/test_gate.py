@@ -277,3 +277,58 @@ def wait_for(probe: Callable[[], list[protocol.Renew]]) -> list[protocol.Renew]:
         if found:
             return found
     raise AssertionError("it never happened")
+
+
+def test_a_repeated_attempt_takes_its_number_among_the_judged(setting: Setting) -> None:
+    gate = setting.gate()
+    gate.started({})
+    judge(gate, READ)
+    again = gate.repeatable(READ, exe="/bin/a", enforced_by="seccomp-notify")
+    assert again is not None
+    assert again(8, time.monotonic_ns())
+    judge(gate, SECRET)
+    assert again(9, time.monotonic_ns())
+    assert gate.end("done", 0)
+    heard = setting.far.decisions()
+    assert [(m.number, m.pid, m.decision) for m in heard] == [
+        (2, 7, Decision.ALLOW),
+        (3, 8, Decision.ALLOW),
+        (4, 7, Decision.DENY),
+        (5, 9, Decision.ALLOW),
+    ]
+    assert heard[1].fingerprint == heard[0].fingerprint
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_what_is_denied_or_waits_is_judged_each_time(setting: Setting, strict: bool) -> None:
+    gate = setting.gate(strict=strict)
+    gate.started({})
+    judge(gate, SECRET)
+    judge(gate, READ)
+    assert gate.repeatable(SECRET, exe="/bin/a", enforced_by="seccomp-notify") is None
+    again = gate.repeatable(READ, exe="/bin/a", enforced_by="seccomp-notify")
+    assert (again is None) == strict
+
+
+def test_nothing_is_repeated_on_a_lease_that_lapsed_or_after_the_loss(setting: Setting) -> None:
+    gate = setting.gate(grace=0.05)
+    gate.started({})
+    judge(gate, READ)
+    again = gate.repeatable(READ, exe="/bin/a", enforced_by="seccomp-notify")
+    assert again is not None
+    # Half of the lease's time is over at once: the next one has to ask for more.
+    setting.far.say(protocol.Granted(time.monotonic_ns() - protocol.LEASE_NS))
+    wait_until(lambda: not again(7, time.monotonic_ns()))
+    kept = len(gate.unacknowledged)
+    assert not again(7, time.monotonic_ns())
+    assert len(gate.unacknowledged) == kept, "what was not repeated is not recorded"
+    setting.far.channel.close()
+    assert setting.lost_event.wait(10)
+    assert not again(7, time.monotonic_ns())
+    assert len(gate.unacknowledged) == kept
+
+
+def wait_until(probe: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not probe():
+        assert time.monotonic() < deadline, "it never happened"

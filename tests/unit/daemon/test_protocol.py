@@ -104,7 +104,7 @@ def test_a_message_of_any_length_arrives_whole(pair: tuple[Channel, Channel]) ->
 
 def test_posted_messages_wait_for_room_and_keep_their_order(pair: tuple[Channel, Channel]) -> None:
     left, right = pair
-    messages = [bytes([0x90]) + bytes(PACKET_MAX - 1), b"\x91", b"\x92" * PACKET_MAX * 40]
+    messages = [bytes([0x90]) + bytes(PACKET_MAX - 1), b"\x91", b"\x92" * PACKET_MAX * 120]
     posted = [left.post(message) for message in messages]
     complete = all(posted)
     assert not complete, "more than the socket holds"
