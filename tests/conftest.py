@@ -15,6 +15,12 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         _skipped.append(report.nodeid)
 
 
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    """Remember the modules that were skipped whole, too."""
+    if report.skipped:
+        _skipped.append(report.nodeid)
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """In CI, a test that did not run is a failure: lost coverage must be seen."""
     if _skipped and os.environ.get("CI") and session.exitstatus == pytest.ExitCode.OK:

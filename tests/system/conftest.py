@@ -12,12 +12,15 @@ import pwd
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 from collections.abc import Iterator
+from importlib.metadata import Distribution, distribution
 from pathlib import Path
+from typing import cast
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ORDINARY = "safeclaw-test"
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +36,7 @@ class Person:
         self.base = base
         self.workspace = base / "workspace"
         self.state = base / "state"
-        self._program = program
+        self.program = program
         #: A command that runs its arguments somewhere else, as root: nsenter(1).
         self.within: tuple[str, ...] = ()
         self._environment = environment
@@ -57,9 +60,27 @@ class Person:
         self.own()
         return path
 
-    def popen(self, *arguments: str, **more: str) -> subprocess.Popen[str]:
-        """Start ``safeclaw ARGUMENTS…`` in the workspace, with more environment variables."""
-        command = [*self._program, *arguments]
+    @property
+    def uid(self) -> int:
+        """The person's user id."""
+        return pwd.getpwnam(self.name).pw_uid
+
+    def command(self, *arguments: str) -> list[str]:
+        """Return the whole command line of ``safeclaw ARGUMENTS…``."""
+        return [*self.program, *arguments]
+
+    def popen(self, *arguments: str, redirect: str = "", **more: str) -> subprocess.Popen[str]:
+        """Start ``safeclaw ARGUMENTS…`` in the workspace, with more environment variables.
+
+        ``redirect`` is shell text for the command's end, such as ``>&-``.
+        """
+        command = self.command(*arguments)
+        if redirect:
+            command = ["sh", "-c", f'exec "$@" {redirect}', "sh", *command]
+        return self.start(command, self.workspace, **more)
+
+    def start(self, command: list[str], where: Path, **more: str) -> subprocess.Popen[str]:
+        """Start any command as this person, in ``where``."""
         if self.within:
             # The namespace is entered as root, and left to the person by runuser.
             command = [*self.within, "runuser", "-u", self.name, "--", *command]
@@ -75,7 +96,7 @@ class Person:
         own = os.geteuid() == entry.pw_uid or bool(self.within)
         return subprocess.Popen(
             command,
-            cwd=self.workspace,
+            cwd=where,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -87,15 +108,22 @@ class Person:
             extra_groups=None if own else [],
         )
 
-    def safeclaw(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    def safeclaw(
+        self, *arguments: str, redirect: str = "", **more: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run ``safeclaw ARGUMENTS…`` and return what it did."""
-        with self.popen(*arguments, **more) as process:
+        return self.finish(self.popen(*arguments, redirect=redirect, **more))
+
+    @staticmethod
+    def finish(started: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+        """Wait for the end of a command; return what it did."""
+        with started as process:
             try:
                 out, err = process.communicate(timeout=120)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            except BaseException:
+                process.kill()  # leaving the block waits for it
                 raise
-        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def records(self, *filters: str) -> list[dict[str, object]]:
         """Return the records of the chain, as ``audit show --json`` prints them."""
@@ -104,17 +132,26 @@ class Person:
         return [json.loads(line) for line in shown.stdout.splitlines()]
 
 
+def fields(value: object) -> dict[str, object]:
+    """Return a JSON object of a record, such as its target."""
+    assert isinstance(value, dict)
+    return cast("dict[str, object]", value)
+
+
 def _reachable(name: str) -> bool:
     entry = pwd.getpwnam(name)
-    probe = subprocess.run(
-        [sys.executable, "-c", "import safeclaw.errors"],
-        user=entry.pw_uid,
-        group=entry.pw_gid,
-        extra_groups=[],
-        capture_output=True,
-        cwd="/",
-        check=False,
-    )
+    try:
+        probe = subprocess.run(
+            [sys.executable, "-c", "import safeclaw.errors"],
+            user=entry.pw_uid,
+            group=entry.pw_gid,
+            extra_groups=[],
+            capture_output=True,
+            cwd="/",
+            check=False,
+        )
+    except PermissionError:
+        return False  # not even the interpreter: a checkout in root's home
     return probe.returncode == 0
 
 
@@ -128,6 +165,29 @@ def ordinary_user() -> str:
     except KeyError:
         subprocess.run(["useradd", "-m", ORDINARY], check=True)
     return ORDINARY
+
+
+def _needed_to_run(name: str, found: dict[str, Distribution]) -> dict[str, Distribution]:
+    """Add the distribution ``name`` and all that it needs at run time to ``found``."""
+    if name in found:
+        return found
+    found[name] = distribution(name)
+    for text in found[name].requires or ():
+        needed = Requirement(text)
+        if needed.marker is None or needed.marker.evaluate({"extra": ""}):
+            _needed_to_run(canonicalize_name(needed.name), found)
+    return found
+
+
+def _copy(package: Distribution, destination: Path) -> None:
+    """Copy what a distribution installed, but for its scripts."""
+    for file in package.files or ():
+        source = Path(str(file.locate()))
+        if ".." in file.parts or "__pycache__" in file.parts or not source.is_file():
+            continue
+        target = destination / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, target)
 
 
 @pytest.fixture(scope="session")
@@ -144,7 +204,8 @@ def shared_tree(
         shutil.copytree(ROOT / part, tree / "safeclaw" / part)
     for single in ("__init__.py", "errors.py"):
         shutil.copy(ROOT / "src" / "safeclaw" / single, tree / "safeclaw" / single)
-    shutil.copytree(sysconfig.get_path("purelib"), tree / "site", symlinks=True)
+    for package in _needed_to_run("safeclaw", {}).values():
+        _copy(package, tree / "site")
     subprocess.run(["chmod", "-R", "a+rX", str(tree)], check=True)
     yield tree
     shutil.rmtree(tree)

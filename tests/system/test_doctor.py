@@ -1,0 +1,135 @@
+"""The doctor says whether a run will work, as root and as anybody, wherever it is asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.system.conftest import Person
+
+LAYERS = (
+    "machine", "python", "modules", "libseccomp", "namespaces", "view", "landlock", "seccomp",
+    "exec stop", "cgroup", "disk", "clock", "journald",
+)  # fmt: skip
+#: In a user namespace of its own, in which no further one may be made.
+NO_NAMESPACES = (
+    *("unshare", "--user", "--map-current-user", "--keep-caps", "--"),
+    *("sh", "-c", 'echo 0 >/proc/sys/user/max_user_namespaces && exec "$@"', "sh"),
+)
+
+
+def behind(
+    person: Person, before: tuple[str, ...], *words: str
+) -> subprocess.CompletedProcess[str]:
+    """Run ``safeclaw WORDS…`` behind another command."""
+    command = [*before, *person.command(*words)]
+    return person.finish(person.start(command, person.workspace))
+
+
+def states(person: Person, *before: str) -> tuple[int, dict[str, str], dict[str, str]]:
+    """Return the doctor's exit status, and each layer's state and hint."""
+    done = behind(person, before, "doctor", "--json")
+    assert done.stderr == ""
+    value = json.loads(done.stdout)
+    assert value["full_isolation"] == (done.returncode == 0)
+    assert all(layer["hint"] for layer in value["layers"] if layer["state"] != "ok")
+    return (
+        done.returncode,
+        {layer["layer"]: layer["state"] for layer in value["layers"]},
+        {layer["layer"]: layer["hint"] for layer in value["layers"]},
+    )
+
+
+def test_a_healthy_host_gets_0_and_a_run_works(person: Person) -> None:
+    status, found, _ = states(person)
+    assert status == 0
+    assert tuple(found) == LAYERS
+    assert "missing" not in found.values()
+    assert person.safeclaw("run", "--", "true").returncode == 0
+
+
+def test_the_table_has_a_line_for_each_layer(person: Person) -> None:
+    done = person.safeclaw("doctor")
+    assert done.returncode == 0
+    assert all(f" {layer} " in done.stdout for layer in LAYERS)
+    assert done.stdout.endswith("safeclaw run works here in full isolation\n")
+
+
+def test_without_user_namespaces_it_says_which_setting_and_a_run_fails_too(person: Person) -> None:
+    status, found, hints = states(person, *NO_NAMESPACES)
+    assert status == 1
+    assert {name for name, state in found.items() if state == "missing"} == {"namespaces", "view"}
+    assert "user.max_user_namespaces" in hints["namespaces"]
+    ran = behind(person, NO_NAMESPACES, "run", "--", "true")
+    assert ran.returncode == 125
+    assert "doctor" in ran.stderr
+
+
+@pytest.fixture
+def new_root() -> Iterator[Path]:
+    """A directory to be a new root."""
+    directory = Path(tempfile.mkdtemp(prefix="safeclaw-root-"))
+    directory.chmod(0o755)
+    yield directory
+    directory.rmdir()
+
+
+def test_in_a_chroot_it_says_so_and_a_run_fails_too(person: Person, new_root: Path) -> None:
+    chroot = f'mount --rbind / {new_root} && exec chroot {new_root} sh -c \'cd "$0"; exec "$@"\''
+    inside = f'{chroot} {shlex.quote(str(person.workspace))} "$@"'
+    namespaces = ("unshare", "--mount", "--user", "--map-current-user", "--keep-caps")
+    before = (*namespaces, "sh", "-c", inside, "sh")
+    status, found, hints = states(person, *before)
+    assert status == 1
+    assert found["namespaces"] == "missing"
+    assert "chroot" in hints["namespaces"]
+    assert behind(person, before, "run", "--", "true").returncode == 125
+
+
+def test_under_another_listener_there_can_be_no_second_one(person: Person) -> None:
+    # A listener above: the kernel allows one only, so the walls' own cannot be put up.
+    person.write(
+        "listening.py",
+        "import os, struct, sys\n"
+        "from safeclaw.sandbox import linux\n"
+        "linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)\n"
+        "flags = linux.SECCOMP_FILTER_FLAG_NEW_LISTENER\n"
+        "fd = linux.load_filter(struct.pack('=HBBI', 6, 0, 0, 0x7FFF0000), flags)\n"
+        "os.set_inheritable(fd, True)\n"
+        "os.execvp(sys.argv[1], sys.argv[1:])\n",
+    )
+    status, found, hints = states(person, person.command()[0], "listening.py")
+    assert status == 1
+    assert found["seccomp"] == "missing"
+    assert "listens" in hints["seccomp"]
+
+
+def test_a_state_directory_that_cannot_be_written_is_missing(person: Person) -> None:
+    done = person.safeclaw("doctor", "--json", XDG_STATE_HOME="/proc")
+    layers = {layer["layer"]: layer for layer in json.loads(done.stdout)["layers"]}
+    assert done.returncode == 1
+    assert layers["disk"]["state"] == "missing"
+    assert "XDG_STATE_HOME" in layers["disk"]["hint"]
+
+
+def test_unknown_words_are_a_usage_error(person: Person) -> None:
+    done = person.safeclaw("doctor", "please")
+    assert done.returncode == 2
+    assert done.stdout == ""
+
+
+def test_the_probes_leave_nothing_behind(person: Person) -> None:
+    before = Path("/proc/mounts").read_text(), sorted(os.listdir(person.state))
+    person.safeclaw("doctor")
+    assert (Path("/proc/mounts").read_text(), sorted(os.listdir(person.state))) == before
+    left = subprocess.run(
+        ["ps", "-u", person.name, "-o", "args="], capture_output=True, text=True, check=False
+    ).stdout
+    assert "cli doctor" not in left

@@ -1,0 +1,301 @@
+"""What happens to an agent at work when a part of safeclaw dies, stops, or cannot write.
+
+The agent makes one new file after the other, and says so on a FIFO.  It is gone when
+that FIFO ends: every process of it holds the FIFO open.  And whatever it did is in the
+journal: each of its files has a record.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import select
+import signal
+import socket
+import struct
+import subprocess
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.system.conftest import Person, fields
+
+AGENT = """\
+import itertools, os
+
+said = os.open("fifo", os.O_WRONLY)
+for child in range(3):
+    if os.fork() == 0:
+        os.setsid()  # no group and no terminal leads to it
+        break
+else:
+    child = "first"
+for number in itertools.count():
+    try:
+        open(f"made/{child}-{number}", "x").close()
+    except OSError:
+        continue  # it never gives up
+    os.write(said, b".")
+"""
+POLICY = """\
+version: "1.0"
+assurance: {assurance}
+rules:
+  - {{action: file.write, path: ["made/**", "fifo"], effect: allow, reason: "its work"}}
+  - {{action: file.read, path: "**", effect: allow}}
+  - {{action: "*", effect: deny}}
+"""
+#: How long an event that must come may take on a machine that does other things as well.
+PATIENCE = 60_000
+
+
+class Work:
+    """An agent at work under ``safeclaw run``."""
+
+    def __init__(self, person: Person, *options: str, assurance: str = "pipelined") -> None:
+        self.person = person
+        person.write("agent.py", AGENT)
+        (person.workspace / "made").mkdir()
+        os.mkfifo(person.workspace / "fifo")
+        policy = person.base / "work.yaml"
+        policy.write_text(POLICY.format(assurance=assurance))
+        person.own()
+        self._fifo = os.open(person.workspace / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+        self._poll = select.poll()
+        self._poll.register(self._fifo, select.POLLIN)
+        self.process = person.popen("run", "--policy", str(policy), *options, "--", "agent.py")
+
+    def done(self, count: int) -> None:
+        """Wait until the agent has made ``count`` more files."""
+        while count > 0:
+            assert self._poll.poll(PATIENCE), "the agent does not work"
+            count -= len(os.read(self._fifo, 65536))
+
+    def over(self) -> None:
+        """Wait until every process of the agent is gone."""
+        while True:
+            assert self._poll.poll(PATIENCE), "the agent is neither at work nor gone"
+            if not os.read(self._fifo, 65536):
+                return
+
+    def ended(self) -> subprocess.CompletedProcess[str]:
+        """Wait for the end of ``safeclaw run``."""
+        return Person.finish(self.process)
+
+    def made(self) -> set[str]:
+        """Return the paths of the files that the agent has made."""
+        return {str(path) for path in (self.person.workspace / "made").iterdir()}
+
+    def close(self) -> None:
+        os.close(self._fifo)
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.communicate()
+
+
+@contextlib.contextmanager
+def at_work(person: Person, *options: str, assurance: str = "pipelined") -> Generator[Work]:
+    work = Work(person, *options, assurance=assurance)
+    try:
+        work.done(20)
+        yield work
+    finally:
+        work.close()
+
+
+@contextlib.contextmanager
+def broker_of(person: Person) -> Generator[int]:
+    """Give a pidfd of the broker; end it, should a failed test leave it."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        probe.connect(str(person.state / "safeclaw" / "broker.sock"))
+        answer = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    pidfd = os.pidfd_open(struct.unpack("=iII", answer)[0])
+    try:
+        yield pidfd
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.close(pidfd)
+
+
+def gone(pidfd: int) -> None:
+    """Wait for the end of a process."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    assert poll.poll(PATIENCE), "the process does not end"
+
+
+def recorded(person: Person) -> set[str]:
+    """Return the paths that the journal says were made."""
+    allowed = person.records("--action", "file.write.create", "--decision", "allow")
+    return {str(fields(record["target"])["path"]) for record in allowed}
+
+
+def whole(person: Person) -> None:
+    """Assert that the chain verifies, before and after the next session."""
+    for _ in range(2):
+        verified = person.safeclaw("audit", "verify")
+        assert verified.returncode == 0, verified.stdout
+        after = person.safeclaw("run", "--", "true")
+        assert after.returncode == 0, after.stderr
+
+
+def test_a_killed_broker_stops_the_agent_and_loses_no_record(person: Person) -> None:
+    with at_work(person) as work:
+        with broker_of(person) as broker:
+            signal.pidfd_send_signal(broker, signal.SIGKILL)
+            ended = work.ended()
+        work.over()
+    assert ended.returncode == 128 + signal.SIGKILL
+    assert "the broker has gone; nothing is allowed any more, the agent is stopped" in ended.stderr
+    assert "hint: the broker is pid " in ended.stderr
+    assert "Traceback" not in ended.stderr
+    made = work.made()
+    assert len(made) >= 20
+    assert made <= recorded(person)
+    (end,) = person.records("--type", "session_end")
+    assert "the broker has gone" in str(end["reason"])
+    assert not person.records("--type", "gap")
+    whole(person)
+    assert work.made() == made
+
+
+def test_strict_assurance_survives_the_death_of_broker_and_supervisor(person: Person) -> None:
+    with at_work(person, assurance="strict") as work, broker_of(person) as broker:
+        signal.pidfd_send_signal(broker, signal.SIGKILL)
+        work.process.kill()
+        work.ended()
+        work.over()
+    made = work.made()
+    assert len(made) >= 20
+    # The next start sets a torn tail aside, where there is one.
+    assert person.safeclaw("run", "--", "true").returncode == 0
+    assert made <= recorded(person)
+    whole(person)
+
+
+def test_a_stopped_broker_stops_the_agent_after_the_grace_time(person: Person) -> None:
+    with at_work(person, "--grace", "0.5") as work, broker_of(person) as broker:
+        signal.pidfd_send_signal(broker, signal.SIGSTOP)
+        ended = work.ended()
+        work.over()
+        made = work.made()
+        assert ended.returncode == 128 + signal.SIGKILL
+        assert "the broker has " in ended.stderr
+        assert "nothing is allowed any more, the agent is stopped" in ended.stderr
+        assert re.search(r"nobody confirms the last \d+ records", ended.stderr)
+        assert "Traceback" not in ended.stderr
+        # What a stopped broker had not read yet was handed over all the same.
+        signal.pidfd_send_signal(broker, signal.SIGCONT)
+        gone(broker)
+    assert made <= recorded(person)
+    whole(person)
+    assert work.made() == made
+
+
+def test_a_killed_supervisor_takes_every_process_of_the_agent_along(person: Person) -> None:
+    with at_work(person) as work, broker_of(person) as broker:
+        work.process.kill()
+        work.over()
+        made = work.made()
+        assert work.ended().returncode == -signal.SIGKILL
+        gone(broker)
+    assert made <= recorded(person)
+    (end,) = person.records("--type", "session_end")
+    assert end["reason"] == "the supervisor has gone"
+    whole(person)
+    assert work.made() == made
+
+
+# --- a disk that fills up
+
+
+class SmallDisk:
+    """A tmpfs of its own over a person's state directory, seen by that person only."""
+
+    def __init__(self, person: Person, size: str) -> None:
+        self._options = f"uid={person.uid},mode=700"
+        self._at = person.state
+        script = (
+            f"mount -t tmpfs -o size={size},{self._options} tmpfs {self._at} && echo ready && cat"
+        )
+        self._holder = subprocess.Popen(
+            ["unshare", "--mount", "--propagation", "private", "sh", "-c", script],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert self._holder.stdout is not None
+        assert self._holder.stdout.readline() == b"ready\n"
+        self._enter = f"--mount=/proc/{self._holder.pid}/ns/mnt"
+        person.within = ("nsenter", self._enter, f"--wd={person.workspace}")
+        #: The same directory, seen from outside.
+        self.path = Path(f"/proc/{self._holder.pid}/root{self._at}")
+
+    def grow(self, size: str) -> None:
+        command = f"mount -o remount,size={size},{self._options} {self._at}"
+        subprocess.run(["nsenter", self._enter, *command.split()], check=True)
+
+    def close(self) -> None:
+        self._holder.communicate()
+
+
+@pytest.fixture(name="disk")
+def _disk(person: Person) -> Iterator[SmallDisk]:
+    if os.geteuid() != 0:
+        pytest.skip("not root: cannot mount a small disk")
+    disk = SmallDisk(person, "512k")
+    yield disk
+    person.within = ()
+    disk.close()
+
+
+@pytest.mark.parametrize("assurance", ["strict", "pipelined"])
+def test_a_disk_that_fills_up_stops_the_agent(
+    person: Person, disk: SmallDisk, assurance: str
+) -> None:
+    with at_work(person, assurance=assurance) as work:
+        work.over()
+        ended = work.ended()
+    made = work.made()
+    assert ended.returncode == 128 + signal.SIGKILL
+    assert "the journal cannot be written: " in ended.stderr
+    assert "No space left on device" in ended.stderr
+    assert "nothing is allowed any more, the agent is stopped" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    # With no room nothing starts either, and says why.
+    full = person.safeclaw("run", "--", "sh", "-c", "echo ran > ran")
+    assert full.returncode == 125, full.stderr
+    assert "No space left on device" in full.stderr
+    assert not (person.workspace / "ran").exists()
+
+    disk.grow("16m")
+    assert person.safeclaw("run", "--", "true").returncode == 0
+    lost = made - recorded(person)
+    if assurance == "strict":
+        assert not lost
+    else:
+        told = re.search(r"nobody confirms the last (\d+) records", ended.stderr)
+        assert len(lost) <= (int(told[1]) if told else 0)
+    whole(person)
+    assert work.made() == made
+
+
+def test_a_disk_that_is_full_before_the_start_is_said(person: Person, disk: SmallDisk) -> None:
+    with open(disk.path / "filler", "wb", buffering=0) as filler, contextlib.suppress(OSError):
+        while True:
+            filler.write(bytes(4096))
+    refused = person.safeclaw("run", "--", "sh", "-c", "echo ran > ran")
+    assert refused.returncode == 125
+    assert "No space left on device" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not (person.workspace / "ran").exists()
+
+    (disk.path / "filler").unlink()
+    ran = person.safeclaw("run", "--", "sh", "-c", "echo ran > ran")
+    assert ran.returncode == 0, ran.stderr
+    assert (person.workspace / "ran").exists()
+    report = json.loads(person.safeclaw("audit", "verify", "--json").stdout)
+    assert report["finding"] is None
