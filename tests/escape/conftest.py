@@ -1,0 +1,340 @@
+"""Prepares a place for every attack, runs many in one session, and looks at what is left.
+
+One session per person for what must hold, and one per person and defence for the
+controls: starting a session costs more than most attacks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import os
+import pty
+import pwd
+import re
+import secrets
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.escape.corpus import ATTACKS, COUNTS, POLICY, Attack
+from tests.system.conftest import ordinary_user, shared_tree
+
+__all__ = ["ordinary_user", "shared_tree"]
+
+HERE = Path(__file__).parent
+_RACE = re.compile(rb"WINS (\d+) TRIES (\d+)")
+_RUNNER = """\
+while read -r name goal tries word; do
+    program=./attack
+    if [ -f "$1/$name/attack.py" ]; then program="/usr/bin/python3 attack.py"; fi
+    (
+        cd "$1/$name" || exit 9
+        exec timeout --foreground -k 1 100 $program "$2/$name" "$goal" "$tries" $word >out 2>err
+    )
+done <"$1/list"
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How often an attack won, in how many tries, and what it said."""
+
+    wins: int
+    tries: int
+    said: str
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how much was tried."""
+    if COUNTS.attacks:
+        names = {name.rpartition(" ")[0] for name in COUNTS.attacks}
+        terminalreporter.write_line(
+            f"escape corpus: {len(names)} attacks, mounted {len(COUNTS.attacks)} times over all "
+            f"persons, none won; {len(COUNTS.controls)} controls won {COUNTS.wins} times"
+        )
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with every attack, and the programs it wants to run, compiled."""
+    out = tmp_path_factory.mktemp("attacks")
+
+    def compile_one(source: Path, name: str, *options: str) -> None:
+        subprocess.run(
+            ["gcc", "-Wall", "-Werror", "-O1", *options, "-o", out / name, source, "-lpthread"],
+            check=True,
+        )
+
+    for source in sorted((HERE / "attacks").glob("*.c")):
+        # int80 needs its data below 4 GiB
+        compile_one(source, source.name.removesuffix(".c"), "-no-pie")
+    compile_one(HERE / "program.c", "xa", "-static")
+    compile_one(HERE / "program.c", "xd", "-static", "-DDENIED")
+    compile_one(HERE / "program.c", "xd-dynamic", "-DDENIED")
+    return out
+
+
+class Prison:
+    """Runs attacks as one person, each run in a fresh directory."""
+
+    def __init__(self, name: str, programs: Path, tree: Path | None) -> None:
+        self.name = name
+        self._programs = programs
+        self._python = sys.executable
+        self._environment = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "LANG": "C.UTF-8"}
+        if tree is not None and name != "root":
+            self._python = "/usr/bin/python3"
+            self._environment["PYTHONPATH"] = f"{tree}:{tree}/site"
+
+    @property
+    def attacks(self) -> list[Attack]:
+        """Those that can work for this person without the defence."""
+        return [one for one in ATTACKS if self.name == "root" or not one.root_only]
+
+    @functools.cache  # noqa: B019 - one for the whole session
+    def controls(self, defence: str, alone: str = "") -> dict[str, Outcome]:
+        """Run all attacks on one defence with it off."""
+        chosen = [
+            one
+            for one in self.attacks
+            if one.defence == defence and (one.name == alone if one.alone else not alone)
+        ]
+        return self._run(chosen, defence, {})
+
+    @functools.cache  # noqa: B019
+    def inside(self, alone: str = "") -> dict[str, Outcome]:
+        """Run all attacks with everything on, the races as often as their controls took."""
+        chosen = [one for one in self.attacks if (one.name == alone if one.alone else not alone)]
+        tries = {one.name: max(1, self.control(one).tries) for one in chosen if one.goal > 1}
+        return self._run(chosen, None, tries)
+
+    def control(self, attack: Attack) -> Outcome:
+        """Return what became of one attack with its defence off."""
+        return self.controls(attack.defence, attack.name if attack.alone else "")[attack.name]
+
+    def attempt(self, attack: Attack) -> Outcome:
+        """Return what became of one attack with everything on."""
+        return self.inside(attack.name if attack.alone else "")[attack.name]
+
+    def _run(
+        self, attacks: list[Attack], defence: str | None, tries: dict[str, int]
+    ) -> dict[str, Outcome]:
+        base = Path(tempfile.mkdtemp(prefix="safeclaw-escape-"))
+        try:
+            with contextlib.ExitStack() as stack:
+                return self._in(base, stack, attacks, defence, tries)
+        finally:
+            shutil.rmtree(base, ignore_errors=True)
+
+    def _in(
+        self,
+        base: Path,
+        stack: contextlib.ExitStack,
+        attacks: list[Attack],
+        defence: str | None,
+        tries: dict[str, int],
+    ) -> dict[str, Outcome]:
+        base.chmod(0o755)
+        workspace, outside = base / "workspace", base / "outside"
+        for folder in (workspace, outside, base / "state", base / "home"):
+            folder.mkdir()
+        tokens = {one.name: self._place(one, workspace, outside, stack) for one in attacks}
+        policy = base / "policy.yaml"
+        if any(one.name == "policy_file" for one in attacks):
+            policy = workspace / "policy_file" / "frozen-policy" / "policy.yaml"
+            policy.parent.mkdir()
+        policy.write_text(POLICY)
+        (workspace / "list").write_text(
+            "".join(
+                f"{one.name} {0 if one.name in tries else one.goal} "
+                f"{tries.get(one.name, 200 * one.goal)} {one.word}\n"
+                for one in attacks
+            )
+        )
+        runner = workspace / "runner"
+        runner.write_text(_RUNNER)
+        self._own(base)
+        held = os.open(outside / "key", os.O_RDONLY | os.O_CREAT, 0o600)
+        stack.callback(os.close, held)
+        (outside / "key").write_text(tokens.get("inherited", ""))
+        before = {one.name: _state(workspace, outside, policy, one.name) for one in attacks}
+        status = self._start(defence, base, policy, held, attacks[0].terminal)
+        found: dict[str, Outcome] = {}
+        for one in attacks:
+            after = _state(workspace, outside, policy, one.name)
+            changed = sorted(
+                f"{name}: {before[one.name].get(name)} -> {after.get(name)}"
+                for name in before[one.name].keys() | after.keys()
+                if before[one.name].get(name) != after.get(name)
+            )
+            found[one.name] = _outcome(one, workspace, tokens[one.name], changed, status)
+        return found
+
+    def _place(
+        self, attack: Attack, workspace: Path, outside: Path, stack: contextlib.ExitStack
+    ) -> str:
+        """Make the directory of one attack; return the words it is to steal."""
+        token = f"token-{secrets.token_hex(8)}"
+        area = workspace / attack.name
+        for folder in ("src", "secrets", "secretz", "frozen", "bin", "held/deep"):
+            (area / folder).mkdir(parents=True)
+        (outside / attack.name).mkdir()
+        for secret in (area / "secrets/key", area / "held/deep/key", outside / attack.name / "key"):
+            secret.write_text(token)
+        (area / "secretz/key").write_text("nothing to see")
+        (area / "frozen/f").write_text("frozen")
+        for program in ("xa", "xd", "xd-dynamic"):
+            shutil.copy(self._programs / program, area / "bin" / program)
+        if attack.source.endswith(".py"):
+            shutil.copy(HERE / "attacks" / attack.source, area / "attack.py")
+        else:
+            shutil.copy(self._programs / attack.source.removesuffix(".c"), area / "attack")
+        sockets = [(area / "door-a", socket.SOCK_DGRAM), (area / "door-b", socket.SOCK_DGRAM)]
+        sockets.append((outside / attack.name / "broker.sock", socket.SOCK_SEQPACKET))
+        for path, kind in sockets:
+            _listen(stack, path, kind)
+        if attack.name == "abstract_socket":
+            name = "\0safeclaw-" + hashlib.sha256(str(area).encode()).hexdigest()[:16]
+            stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)).bind(name)
+        if attack.name == "host_loopback":
+            server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            (area / "port").write_text(str(server.getsockname()[1]))
+        return token
+
+    def _own(self, base: Path) -> None:
+        if os.geteuid() == 0:
+            entry = pwd.getpwnam(self.name)
+            for path in (base, *base.rglob("*")):
+                os.chown(path, entry.pw_uid, entry.pw_gid, follow_symlinks=False)
+        (base / "state").chmod(0o700)
+
+    def _start(
+        self, defence: str | None, base: Path, policy: Path, held: int, terminal: bool
+    ) -> int:
+        workspace = base / "workspace"
+        command = ["/bin/sh", str(workspace / "runner"), str(workspace), str(base / "outside")]
+        if defence != "outside":
+            start = [self._python, "-m", "safeclaw.daemon.cli"]
+            if defence is not None:
+                shutil.copy(HERE / "weakened.py", base / "weakened.py")
+                (base / "weakened.py").chmod(0o644)
+                start = [self._python, str(base / "weakened.py"), defence]
+            command = [*start, "run", "--policy", str(policy), "--", *command]
+        stdin = subprocess.DEVNULL
+        with contextlib.ExitStack() as stack:
+            if terminal:
+                master, stdin = pty.openpty()
+                for fd in (master, stdin):
+                    stack.callback(os.close, fd)
+                command = ["setsid", "--ctty", "--wait", *command]
+            entry = pwd.getpwnam(self.name)
+            own = os.geteuid() == entry.pw_uid
+            if terminal:
+                os.fchown(stdin, entry.pw_uid, -1)
+            # a session of its own: what kills its group must not reach the tests
+            done = subprocess.run(
+                command,
+                cwd=workspace,
+                env={
+                    **self._environment,
+                    "HOME": str(base / "home"),
+                    "XDG_STATE_HOME": str(base / "state"),
+                },
+                stdin=stdin,
+                capture_output=True,
+                pass_fds=(held,),
+                start_new_session=True,
+                timeout=110,
+                check=False,
+                user=None if own else entry.pw_uid,
+                group=None if own else entry.pw_gid,
+                extra_groups=None if own else [],
+            )
+        if not any(workspace.glob("*/out")):
+            raise AssertionError(done.stderr.decode(errors="replace"))
+        return done.returncode
+
+
+def _listen(stack: contextlib.ExitStack, path: Path, kind: int) -> None:
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    sock = stack.enter_context(socket.socket(socket.AF_UNIX, kind))
+    sock.bind(f"/proc/self/fd/{folder}/{path.name}")
+    os.close(folder)
+    if kind != socket.SOCK_DGRAM:
+        sock.listen()
+    path.chmod(0o666)
+
+
+def _flags(path: Path) -> int:
+    """Return the inode flags (ioctl_iflags(2)), or 0 where there are none."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return int(struct.unpack("l", fcntl.ioctl(fd, 0x80086601, bytes(8)))[0])
+    except OSError:
+        return 0
+    finally:
+        os.close(fd)
+
+
+def _state(workspace: Path, outside: Path, policy: Path, name: str) -> dict[str, object]:
+    """Return all that must not change: names, contents, modes, times, attributes, flags."""
+    found: dict[str, object] = {"policy": policy.read_bytes() if policy.exists() else None}
+    for top in (
+        workspace / name / "secrets",
+        workspace / name / "frozen",
+        workspace / name / "held",
+        outside / name,
+    ):
+        if not top.exists():
+            continue
+        for path in (top, *sorted(top.rglob("*"))):
+            info = path.lstat()
+            kept: tuple[int, ...] = (info.st_mode, info.st_uid)
+            if path.is_file():
+                kept += (info.st_nlink, info.st_mtime_ns, _flags(path))
+                found[str(path)] = (*kept, path.read_bytes(), os.listxattr(path))
+            else:
+                found[str(path)] = kept
+    return found
+
+
+def _outcome(
+    attack: Attack, workspace: Path, token: str, changed: list[str], status: int
+) -> Outcome:
+    area = workspace / attack.name
+    said = (area / "out").read_bytes() if (area / "out").exists() else b""
+    errors = (area / "err").read_bytes() if (area / "err").exists() else b""
+    text = (said + errors).decode(errors="replace")
+    if attack.goal > 1:
+        match = _RACE.search(said)
+        wins, tries = (int(match[1]), int(match[2])) if match else (0, 0)
+        return Outcome(wins, tries, text)
+    won = (
+        token.encode() in said
+        or b"WON" in said
+        or b"a denied" in said
+        or bool(changed)
+        or (attack.name == "kill_group" and status == -9)
+    )
+    return Outcome(int(won), 1, "\n".join([text, *changed]))
+
+
+@pytest.fixture(scope="session", params=["root", "ordinary"])
+def prison(
+    request: pytest.FixtureRequest, ordinary_user: str, shared_tree: Path | None, programs: Path
+) -> Prison:
+    """Every attack is mounted as root and as an ordinary user."""
+    name = "root" if request.param == "root" else ordinary_user
+    if name == "root" and os.geteuid() != 0:
+        pytest.skip("not root: the tests as root did not run")
+    return Prison(name, programs, shared_tree)

@@ -1,0 +1,115 @@
+"""The attacks: each with the one defence that holds it, which its control switches off."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One attack.
+
+    ``source`` is a file under ``attacks/``; ``defence`` a name of
+    ``weakened.DEFENCES``, or ``outside``: the same program without any walls.
+    ``goal`` is how often a race must win in the control; the same number of tries
+    is then made inside.  ``alone`` attacks get a session of their own.
+    """
+
+    name: str
+    source: str
+    defence: str
+    goal: int = 1
+    word: str = ""
+    root_only: bool = False
+    alone: bool = False
+    terminal: bool = False
+
+
+def _files() -> list[Attack]:
+    by_verdict = (
+        *("symlink", "dotdot", "hard_link", "link_descriptor", "rename_out", "rename_parent"),
+        *("opath_reopen", "opath_write", "truncate", "metadata", "tmpfile_link", "dangling_link"),
+        *("delete", "policy_file", "parent_environment", "unix_door"),
+        *("wrappers", "shebang", "descriptor_exec"),
+    )
+    return [
+        *(Attack(name, f"{name}.py", "verdict") for name in by_verdict),
+        Attack("magic_root", "magic_root.py", "outside"),
+        # map_files wants a capability, so only root's control can work
+        Attack("map_files", "map_files.py", "outside", root_only=True),
+        Attack("file_flags", "file_flags.py", "refusals"),
+        Attack("outside_view", "outside_view.py", "view"),
+        Attack("outside_read", "outside_read.py", "outside"),
+        Attack("inherited", "inherited.py", "closing"),
+        Attack("broker_socket", "broker_socket.py", "outside"),
+        Attack("abstract_socket", "abstract_socket.py", "outside"),
+        Attack("host_loopback", "host_loopback.py", "outside"),
+        Attack("memfd", "memfd.py", "outside"),
+        Attack("loader", "loader.py", "loader"),
+        Attack("nested_filter", "nested_filter.c", "outside"),
+        Attack("int80", "int80.c", "outside"),
+        Attack("kill_group", "kill_group.c", "landlock", alone=True),
+        Attack("tiocsti", "tiocsti.c", "refusals", alone=True, terminal=True),
+    ]
+
+
+def _races() -> list[Attack]:
+    return [
+        Attack("race_open", "race_open.c", "pinned", goal=1000),
+        Attack("race_symlink", "race_symlink.c", "pinned", goal=300),
+        Attack("race_parent", "race_parent.c", "pinned", goal=200),
+        Attack("race_rename", "race_rename.c", "pinned", goal=150),
+        Attack("race_chdir", "race_chdir.c", "pinned", goal=300),
+        Attack("race_connect", "race_connect.c", "pinned", goal=500),
+        Attack("race_exec_path", "race_exec_path.c", "exec-stop", goal=100),
+        Attack("race_exec_argv", "race_exec_argv.c", "exec-stop", goal=50),
+    ]
+
+
+def _calls() -> list[Attack]:
+    # What an ordinary user cannot do outside either proves nothing for him.
+    anybody = (
+        *("ptrace", "traceme", "process_vm_readv", "process_vm_writev", "pidfd_getfd", "kcmp"),
+        *("unshare", "unshare-files", "clone-newuser", "clone3", "io_uring_setup", "keyctl"),
+        *("add_key", "request_key", "name_to_handle_at", "userfaultfd", "personality"),
+        *("modify_ldt", "fanotify_init", "seccomp-listener", "set-mm", "set-ptracer"),
+        *("open_tree", "mptcp-socket", "netlink-audit", "vsock"),
+    )
+    root = ("chroot", "fsopen", "setns", "bpf", "mknod-device", "raw-socket", "packet-socket")
+    found = [Attack(f"call_{name}", "refused_call.c", "outside", word=name) for name in anybody]
+    found += [
+        Attack(f"call_{name}", "refused_call.c", "outside", word=name, root_only=True)
+        for name in root
+    ]
+    # the argument's high half is not the kernel's, and must not be the filter's
+    return [*found, Attack("call_ioctl", "refused_call.c", "refusals", word="high-bits-ioctl")]
+
+
+ATTACKS = (*_files(), *_races(), *_calls())
+
+POLICY = """\
+version: "1.0"
+rules:
+  - {action: [file.read, file.write], path: "**/secrets/**", effect: deny, reason: secret}
+  - {action: [file.read, file.write], path: "*/held/deep/**", effect: deny, reason: held}
+  - {action: file.write, path: "**/frozen/**", effect: deny, reason: for reading}
+  - {action: shell.execute, command: ["./**/xd *", "./**/xd-dynamic *", "./**/xa d *"],
+     effect: deny, reason: no such program}
+  - {action: network.connect, path: "**/door-a", effect: allow}
+  - {action: [file.read, file.write], path: ["**", "/tmp/**"], effect: allow}
+  - {action: shell.execute, command: ["/usr/** *", "/bin/** *", "/lib*/** *", "./** *"],
+     effect: allow}
+  - {action: "*", effect: deny}
+"""
+
+
+@dataclass
+class Counts:
+    """What the summary says."""
+
+    attacks: set[str] = field(default_factory=set[str])
+    controls: set[str] = field(default_factory=set[str])
+    wins: int = 0
+
+
+COUNTS = Counts()

@@ -1,0 +1,25 @@
+"""Every attack works with one defence off, and fails with all of them on."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.escape.conftest import Prison
+from tests.escape.corpus import ATTACKS, COUNTS, Attack
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
+def test_the_attack_works_without_its_defence_and_fails_with_it(
+    prison: Prison, attack: Attack
+) -> None:
+    if attack not in prison.attacks:
+        assert prison.name != "root"  # it works for nobody but root, so there is nothing to hold
+        return
+    control = prison.control(attack)
+    assert control.wins >= attack.goal, f"the control proves nothing: {control}"
+    held = prison.attempt(attack)
+    assert held.wins == 0, held.said
+    assert held.tries >= control.tries, held.said
+    COUNTS.attacks.add(f"{attack.name} {prison.name}")
+    COUNTS.controls.add(f"{attack.name} {prison.name}")
+    COUNTS.wins += control.wins

@@ -1,0 +1,147 @@
+"""``weakened.py DEFENCE run …``: safeclaw with one defence switched off, for positive controls.
+
+Never installed.  Everything but the named piece is the real thing: the same
+broker, policy, walls and mediator.  :data:`DEFENCES` says what each name turns off.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pyseccomp
+
+from safeclaw.daemon import gate as daemon_gate
+from safeclaw.daemon import kept, launching
+from safeclaw.daemon.cli.main import main
+from safeclaw.policies.model import Attempt, Decision, Verdict
+from safeclaw.sandbox import filters, linux, mediator, programs, quick, syscalls
+
+
+def _replace(owner: object, name: str, value: object) -> None:
+    getattr(owner, name)  # a piece that was renamed must not go unnoticed
+    setattr(owner, name, value)
+
+
+def _nothing(*_: object, **__: object) -> None:
+    pass
+
+
+def _verdict() -> None:
+    allowed = Verdict(Decision.ALLOW, "weakened", "whatever the policy says")
+    judge = daemon_gate.Gate.judge
+
+    def judge_and_allow(self: daemon_gate.Gate, attempt: Attempt, **more: Any) -> Verdict:
+        judge(self, attempt, **more)
+        return allowed
+
+    def peek(self: daemon_gate.Gate, attempt: Attempt) -> Verdict:
+        del self, attempt
+        return allowed
+
+    _replace(daemon_gate.Gate, "judge", judge_and_allow)
+    _replace(daemon_gate.Gate, "peek", peek)
+
+
+def _no_short_way(*_: object) -> Callable[[bytes], bool]:
+    def leave(_: bytes) -> bool:
+        return False
+
+    return leave
+
+
+class _LetThrough(BaseException):
+    pass
+
+
+def _pinned() -> None:
+    """Judge the copy, then let the kernel read the caller's memory and walk the names again."""
+    _landlock()
+    judge = daemon_gate.Gate.judge
+
+    def judge_and_leave(self: daemon_gate.Gate, attempt: Attempt, **more: Any) -> Verdict:
+        verdict = judge(self, attempt, **more)
+        if verdict.decision is Decision.ALLOW and attempt.action.startswith(("file.", "network.")):
+            raise _LetThrough
+        return verdict
+
+    def answer(
+        self: mediator.Mediator, note: mediator.Notification, handler: mediator.Handler
+    ) -> None:
+        del self
+        try:
+            value = handler(note)
+        except _LetThrough:
+            note.reply(flags=linux.SECCOMP_USER_NOTIF_FLAG_CONTINUE)
+        except OSError as problem:
+            note.reply(code=problem.errno or errno.EIO)
+        else:
+            if value is not None:
+                note.reply(value=value)
+
+    _replace(daemon_gate.Gate, "judge", judge_and_leave)
+    _replace(mediator.Mediator, "_answer", answer)
+    _replace(quick, "reader", _no_short_way)
+
+
+def _landlock() -> None:
+    _replace(linux, "landlock_restrict_self", _nothing)
+
+
+def _refusals() -> None:
+    everything = syscalls._export(pyseccomp.SyscallFilter(pyseccomp.ALLOW))  # pyright: ignore[reportPrivateUsage]
+
+    def refusals(**_: object) -> bytes:
+        return everything
+
+    _replace(syscalls, "refusals", refusals)
+
+    # What an earlier run has kept is whole; and the weak one must not be kept.
+    def afresh(_: object, *, network: bool) -> object:
+        return filters.build(network=network)
+
+    _replace(kept, "filters", afresh)
+
+
+def _exec_stop() -> None:
+    _replace(programs.Image, "differs", _nothing)
+
+
+def _loader() -> None:
+    _replace(programs, "_LOADER", re.compile("(?!)"))
+
+
+def _closing() -> None:
+    _replace(os, "closerange", _nothing)
+
+
+def _view() -> None:
+    spec = launching.spec
+
+    def whole(*arguments: Any, **more: Any) -> object:
+        found = spec(*arguments, **more)
+        return msgspec.structs.replace(found, view=(*found.view, os.path.dirname(found.workspace)))
+
+    _replace(launching, "spec", whole)
+
+
+#: Each name with what it switches off; ``outside`` (no walls at all) needs no entry here.
+DEFENCES = {
+    "verdict": _verdict,  # the policy is asked, and its answer ignored
+    "pinned": _pinned,  # acting on the private copy and the pinned objects, and the floor behind it
+    "landlock": _landlock,  # the floor: rights to files, scopes of signals and abstract sockets
+    "refusals": _refusals,  # the refusals by argument (the first seccomp program)
+    "exec-stop": _exec_stop,  # the comparison of the new image with what was approved
+    "loader": _loader,  # judging a loader as the program that it loads
+    "closing": _closing,  # closing inherited descriptors
+    "view": _view,  # that only what a rule can name exists
+}
+
+if __name__ == "__main__":
+    DEFENCES[sys.argv.pop(1)]()
+    sys.exit(main())
