@@ -15,12 +15,17 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from rich.progress import Progress
+
+from safeclaw.daemon.journal import Entry, Journal, PolicyRef, RecordType
+from safeclaw.daemon.journal.report import Status
+from safeclaw.daemon.journal.verifier import verify
 
 HERE = Path(__file__).resolve().parent
 SAFECLAW = Path(sys.executable).with_name("safeclaw")
@@ -38,6 +43,9 @@ rules:
 PADDING = '  - {{action: file.read, path: "never/{number}/*", effect: deny}}\n'
 # As many as a policy of 256 KiB, the most that is read, has room for.
 MANY = 4_000
+#: Who write to the journal at once.
+PRODUCERS = 32
+_BATCH = 500
 
 
 class BenchError(Exception):
@@ -93,6 +101,23 @@ def pinned(cpu: int | None) -> Generator[None]:
         os.sched_setaffinity(0, before)
 
 
+@contextmanager
+def running_broker(policy: Path, floor: Path, cwd: Path, state: Path) -> Generator[None]:
+    """Keep a broker up that any CPU may run, as a daemon is, by a session that does nothing."""
+    command = [str(SAFECLAW), "run", "--policy", str(policy), "--", str(floor), "--bare"]
+    before = os.environ["XDG_STATE_HOME"]
+    os.environ["XDG_STATE_HOME"] = str(state)
+    try:
+        keeper = Loop("keeper", [*command, str(cwd / "data.txt"), "1"], cwd, 1, cwd / "keeper.log")
+        try:
+            keeper.round()  # it stands
+            yield
+        finally:
+            keeper.close()
+    finally:
+        os.environ["XDG_STATE_HOME"] = before
+
+
 def build_floor(directory: Path) -> Path:
     """Compile floor.c into the directory."""
     program = directory / "floor"
@@ -125,13 +150,23 @@ def compare_opens(
         sides[name] = [*safeclaw, *sides["no supervisor"]]
     where = "unpinned" if cpu is None else f"pinned to CPU {cpu}"
     with ExitStack() as stack:
-        stack.enter_context(pinned(cpu))
         loops: list[Loop] = []
-        for number, (name, command) in enumerate(sides.items()):
-            loop = Loop(name, command, workspace, count, scratch / f"{number}.log")
-            stack.callback(loop.close)
-            loop.round()  # warm up
+
+        def add(name: str, command: list[str]) -> None:
+            with pinned(cpu):
+                loop = Loop(name, command, workspace, count, scratch / f"{len(loops)}.log")
+                stack.callback(loop.close)
+                loop.round()  # warm up
             loops.append(loop)
+
+        for name, command in sides.items():
+            add(name, command)
+        if cpu is not None:
+            # What is pinned is the agent and its supervisor; the broker may be a service.
+            name, policy = next(iter(policies.items()))
+            state = scratch / "daemon"
+            stack.enter_context(running_broker(policy, floor, workspace, state))
+            add(f"{name}, running broker", sides[name])
         progress = stack.enter_context(progress_bar())
         for _ in progress.track(range(rounds), description=f"open + close, {where}"):
             for loop in loops:
@@ -166,6 +201,78 @@ def compare_starts(scratch: Path, policy: Path, rounds: int) -> dict[str, float]
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+def _decision(number: int) -> Entry:
+    return Entry(
+        type=RecordType.DECISION,
+        session="0123456789abcdef",
+        agent="bench",
+        attempt=number,
+        pid=1234,
+        uid=1000,
+        exe="/usr/bin/python3.11",
+        action="file.read",
+        target={"path": f"/home/somebody/workspace/src/module_{number % 1000}.py"},
+        fingerprint="cd" * 32,
+        decision="allow",
+        rule="default:1",
+        reason="allowed by the rule on line 3",
+        policy=PolicyRef(name="default", sha256="ab" * 32, version="1.0"),
+        enforced_by="seccomp-notify",
+        latency_ns=12_345,
+    )
+
+
+def throughput(state: Path, seconds: float) -> tuple[float, float, float]:
+    """Have the producers append, each waiting until its record is on disk before the next.
+
+    Returns records a second, and the median and 99th percentile of a wait in ms.
+    """
+    waits: list[list[float]] = [[] for _ in range(PRODUCERS)]
+    with Journal.open(state / "journal") as journal:
+        end = time.perf_counter() + seconds
+
+        def produce(mine: list[float]) -> None:
+            number = 0
+            while (start := time.perf_counter()) < end:
+                number += 1
+                sequence = journal.append(_decision(number))
+                # whoever gets to commit does it for all that was appended until then
+                while journal.durable < sequence:
+                    journal.commit()
+                mine.append((time.perf_counter() - start) * 1000)
+
+        threads = [threading.Thread(target=produce, args=(mine,)) for mine in waits]
+        begin = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        took = time.perf_counter() - begin
+    everyone = sorted(wait for mine in waits for wait in mine)
+    percentile = everyone[int(len(everyone) * 0.99)]
+    return len(everyone) / took, statistics.median(everyone), percentile
+
+
+def rates(state: Path, records: int) -> tuple[float, float]:
+    """Return records a second for writing decisions in batches, and for verifying them."""
+    with Journal.open(state / "journal") as journal:
+        templates = [journal.template(_decision(number)) for number in range(1000)]
+        start = time.perf_counter()
+        for first in range(0, records, _BATCH):
+            journal.append_all(
+                (templates[number % 1000], number, 1234, 12_345)
+                for number in range(first, min(first + _BATCH, records))
+            )
+            journal.commit()
+        written = records / (time.perf_counter() - start)
+    start = time.perf_counter()
+    report = verify(state / "journal")
+    verified = report.records / (time.perf_counter() - start)
+    if report.status is not Status.INTACT:
+        raise BenchError(f"the chain does not verify: {report.finding}")
+    return written, verified
+
+
 def progress_bar() -> Progress:
     """Return a progress bar on stderr; rich draws it only on a terminal."""
     from rich.console import Console
@@ -185,6 +292,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="./dev bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=25, help="rounds of each side")
     parser.add_argument("--count", type=int, default=2000, help="opens in a round")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of journal producers")
+    parser.add_argument("--records", type=int, default=100_000, help="that are verified")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="safeclaw-bench.") as directory:
         scratch = Path(directory)
@@ -203,6 +312,12 @@ def main() -> int:
                 show(f"open + close, {title} (median)", opens, "us", against="floor (C)")
                 ratio = opens[f"safeclaw, {MANY:,} rules"] / opens["safeclaw, 1 rule"]
                 print(f"  {MANY:,} rules against 1: {ratio:.2f} x")
+            rate, median, slowest = throughput(scratch / "producers", arguments.seconds)
+            print(f"journal, acknowledged on disk, {PRODUCERS} producers")
+            print(f"  {rate:,.0f} records/s, median {median:.2f} ms, p99 {slowest:.2f} ms")
+            written, verified = rates(scratch / "rates", arguments.records)
+            print(f"journal, {arguments.records:,} records in batches")
+            print(f"  written {written:,.0f} records/s, verified {verified:,.0f} records/s")
             starts = compare_starts(scratch, few, arguments.rounds)
             show("start to end of `true` (median)", starts, "ms", against="bubblewrap")
         except (BenchError, subprocess.CalledProcessError) as error:
