@@ -12,6 +12,7 @@ Braces are expanded first, to a bounded number of globs.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 
@@ -260,13 +261,14 @@ def match_part(part: Part, name: str) -> bool:
     return part is not None and part.match(name)
 
 
-def path_globs(text: str, *, workspace: str, home: str) -> list[PathGlob]:
+@functools.lru_cache(maxsize=1024)  # the view, the rights and the rules each ask for the same
+def path_globs(text: str, *, workspace: str, home: str) -> tuple[PathGlob, ...]:
     """Compile a path glob; a relative one stands in ``workspace``, ``~`` is ``home``.
 
     ``workspace`` and ``home`` are taken literally, whatever they contain.
     Raises GlobError.
     """
-    return [_path_glob(one, workspace, home) for one in braces(text)]
+    return tuple(_path_glob(one, workspace, home) for one in braces(text))
 
 
 def _path_glob(text: str, workspace: str, home: str) -> PathGlob:
