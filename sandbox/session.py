@@ -8,6 +8,7 @@ dies, the kernel kills PID 1 and with it every process of the agent.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import signal
@@ -159,7 +160,14 @@ def launch(spec: LaunchSpec, gate: Gate) -> Session:
     if failure:
         session.kill()
         session.wait()
-        raise CommandError(failure, status=126, hint="see the denials above")
+        code, _, text = failure.partition(":")
+        number = int(code) if code.isdigit() else 0
+        # as env(1): what is not there, the program or its interpreter, is 127
+        raise CommandError(
+            text if number else failure,
+            status=127 if number == errno.ENOENT else 126,
+            hint="see the denials above" if number == errno.EACCES else "check the program",
+        )
     return session
 
 
@@ -317,7 +325,8 @@ def _agent(spec: LaunchSpec, bpf: tuple[bytes, bytes], go: int, said: int) -> No
     try:
         os.execve(argv[0], argv, environment)
     except OSError as problem:
-        os.write(said, b"!" + argv[0] + b": " + os.strerror(problem.errno or 0).encode())
+        said_why = os.strerror(problem.errno or 0).encode()
+        os.write(said, b"!%d:%b: %b" % (problem.errno or 0, argv[0], said_why))
         os._exit(126)
 
 

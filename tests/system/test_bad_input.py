@@ -293,3 +293,8 @@ def test_without_home_the_persons_own_home_is_meant(person: Person) -> None:
     denied = person.records("--decision", "deny", "--action", "file.read")
     found = [(record["rule"], record["target"]) for record in denied]
     assert found == [("home:1", {"path": f"{home}/no-such-file"})] * 3
+
+
+def test_a_script_whose_interpreter_is_not_there_ends_with_127(person: Person) -> None:
+    person.write("script", "#!/no/such/interpreter\n", 0o755)
+    refused(person, 127, "script: No such file or directory", run=("./script",))
