@@ -214,6 +214,9 @@ class Broker:
             case protocol.Violated(number):
                 if self._fault is None and self._in_order(session, number):
                     self._append(session.violation(message))
+            case protocol.Limited(number):
+                if self._fault is None and self._in_order(session, number):
+                    self._append(session.limit(message))
             case protocol.Decided():
                 raise BrokerError("a decision in another than its one encoding")
 

@@ -84,12 +84,14 @@ class Gate:
         observe: bool = False,
         grace: float = GRACE,
         on_started: Callable[[dict[str, object]], None] | None = None,
+        on_limit: Callable[[str, str], None] = lambda _name, _reason: None,
     ) -> None:
         self._channel = channel
         self._policy = policy
         self._on_lost = on_lost
         self._on_denied = on_denied
         self._on_started = on_started
+        self._on_limit = on_limit
         self._strict = strict
         self._observe = observe
         self._grace = grace
@@ -388,14 +390,24 @@ class Gate:
                 fingerprint(attempt),
                 printable(reason),
             )
-            packet = protocol.encode(message)
-            if self._lost is not None:
-                self._number = number
-                self._unacknowledged.append(packet)
-            else:
-                self._hand_over(number, packet)
+            self._note(number, protocol.encode(message))
         self.denials += 1
         self._on_denied(attempt, Verdict(Decision.DENY, "violation", reason))
+
+    def limit(self, name: str, reason: str) -> None:
+        """Record that the session has come to the limit of that name, and tell the person."""
+        with self._sending:
+            number = self._number + 1
+            self._note(number, protocol.encode(protocol.Limited(number, name, printable(reason))))
+        self._on_limit(name, reason)
+
+    def _note(self, number: int, packet: bytes) -> None:
+        """Record what nobody waits for; without a broker, keep it.  ``_sending`` is held."""
+        if self._lost is not None:
+            self._number = number
+            self._unacknowledged.append(packet)
+        else:
+            self._hand_over(number, packet)
 
     def started(self, walls: dict[str, object]) -> None:
         """Record the walls, and wait until that is on disk; start to listen to the broker.

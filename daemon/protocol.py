@@ -85,6 +85,14 @@ class Violated(_Message, frozen=True, tag="violated"):
     reason: str
 
 
+class Limited(_Message, frozen=True, tag="limited"):
+    """The session has come to one of its policy's ``resources:``."""
+
+    number: int
+    limit: str
+    reason: str
+
+
 class Renew(_Message, frozen=True, tag="renew"):
     """Ask to go on; ``at`` is the supervisor's clock and comes back in the answer."""
 
@@ -144,7 +152,7 @@ class Ended(_Message, frozen=True, tag="ended"):
     """The session's last record is on disk."""
 
 
-ToBroker = Hello | Decided | Started | Violated | Renew | Flush | End
+ToBroker = Hello | Decided | Started | Violated | Limited | Renew | Flush | End
 ToSupervisor = Lease | Refused | Granted | Ack | Fault | Ended
 
 _encoder = msgspec.msgpack.Encoder()

@@ -177,6 +177,15 @@ class Session:
             policy=self._policy,
         )
 
+    def limit(self, message: protocol.Limited) -> Entry:
+        """Return the entry of a limit that was reached."""
+        return self._entry(
+            RecordType.LIMIT,
+            attempt=message.number,
+            reason=message.reason,
+            detail={"limit": message.limit},
+        )
+
     def gap(self, first: int, last: int) -> Entry:
         """Return the entry that says which numbers never came."""
         return self._entry(

@@ -42,6 +42,10 @@ class Gate(Protocol):
         """Record that what happened is not what was approved."""
         ...
 
+    def limit(self, name: str, reason: str) -> None:
+        """Record that the session has come to a limit, and tell the person."""
+        ...
+
     def started(self, walls: dict[str, object]) -> None:
         """Record the walls, before the agent's first instruction; raises to abort."""
         ...

@@ -125,6 +125,7 @@ class _Run:
             observe=observe,
             grace=options.grace,
             on_started=self._show_walls if options.verbose else None,
+            on_limit=self._limited,
         )
         status: int | None = None
         reason = "the session could not be started"
@@ -213,6 +214,10 @@ class _Run:
     def _denied(self, attempt: Attempt, verdict: Verdict) -> None:
         workspace = str(self._workspace)
         display.tell(display.denial_line(attempt, verdict, workspace, observed=self._observe))
+
+    @staticmethod
+    def _limited(name: str, reason: str) -> None:
+        display.tell(f"safeclaw: limit {printable(name)}: {printable(reason)}")
 
     def _show_walls(self, walls: dict[str, object]) -> None:
         for name, value in walls.items():

@@ -40,6 +40,7 @@ _PRIORITY: Final = {
     RecordType.FAULT: _ERROR,
     RecordType.GAP: _ERROR,
     RecordType.KILL: _WARNING,
+    RecordType.LIMIT: _WARNING,
     RecordType.RECOVERY: _WARNING,
     RecordType.CLOCK_STEP: _NOTICE,
 }

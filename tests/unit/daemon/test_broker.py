@@ -95,6 +95,7 @@ def test_a_session_is_recorded_from_start_to_end(state: Path) -> None:
     assert session.judge(READ).decision is Decision.ALLOW
     assert session.judge(SECRET).decision is Decision.DENY
     session.gate.violation(READ, pid=7, exe="/bin/a", reason="another inode")
+    session.gate.limit("memory", "the session has used 64 MiB")
     assert session.gate.end("the agent has ended", 3)
     assert session.gate.unacknowledged == []
     session.close()
@@ -106,22 +107,30 @@ def test_a_session_is_recorded_from_start_to_end(state: Path) -> None:
         "decision",
         "decision",
         "violation",
+        "limit",
         "session_end",
         "checkpoint",
     ]
-    start, allowed, denied, violation, end = found[2:7]
+    start, allowed, denied, violation, limit, end = found[2:8]
     assert start.detail is not None
     assert start.detail["walls"] == {"layers": ["one"]}
     assert start.detail["command"] == ["agent", "arg"]
-    assert [record.attempt for record in (start, allowed, denied, violation)] == [1, 2, 3, 4]
+    assert [record.attempt for record in (start, allowed, denied, violation, limit)] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+    ]
     assert (denied.decision, denied.rule) == ("deny", "p:2")
     assert denied.policy is not None
     assert denied.policy.sha256 == session.lease.policy.sha256
     assert denied.subject is not None
     assert (denied.subject.uid, denied.subject.pid) == (os.geteuid(), 7)
     assert violation.reason == "another inode"
+    assert (limit.reason, limit.detail) == ("the session has used 64 MiB", {"limit": "memory"})
     assert end.detail == {"decisions": 2, "denials": 1, "status": 3}
-    assert {record.session for record in found[1:7]} == {session.lease.session}
+    assert {record.session for record in found[1:8]} == {session.lease.session}
 
 
 def test_the_broker_goes_with_its_last_session_and_leaves_no_socket(state: Path) -> None:
