@@ -98,7 +98,11 @@ def parse(text: bytes | str, problems: Problems) -> Node | None:
         return None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        problems.add(_place(mark), f"not valid YAML: {error.problem or error.context}")
+        said = str(error.problem or error.context)
+        # the scanner reads ahead, and has a bound of its own since PyYAML 6.0.4
+        deep = "nesting depth" in said
+        what = f"nested too deep: at most {MAX_DEPTH} levels" if deep else f"not valid YAML: {said}"
+        problems.add(_place(mark), what)
         return None
     except yaml.YAMLError as error:
         problems.add(Place(1, 1), f"not valid YAML: {' '.join(str(error).split())}")
