@@ -217,6 +217,8 @@ class Broker:
             case protocol.Limited(number):
                 if self._fault is None and self._in_order(session, number):
                     self._append(session.limit(message))
+            case protocol.Adopted() | protocol.Ask() | protocol.Withdraw():
+                raise BrokerError("nothing of that kind was offered")
             case protocol.Decided():
                 raise BrokerError("a decision in another than its one encoding")
 

@@ -20,7 +20,7 @@ from safeclaw.errors import BrokerError
 from safeclaw.policies.document import Parent, Policy
 from safeclaw.policies.model import Attempt, Decision, Verdict, fingerprint, target_fields
 
-VERSION = 1
+VERSION = 2
 #: The longest message: a policy, or a program with all the arguments Linux allows.
 MESSAGE_MAX = 64 * 1024 * 1024
 #: How long a lease holds after the broker last answered.
@@ -48,6 +48,8 @@ class Hello(_Message, frozen=True, tag="hello"):
     observe: bool = False
     resume: str | None = None
     policy_parents: tuple[Parent, ...] = ()
+    #: A registered agent's API key: then ``agent`` is its name, and the policy is the broker's.
+    credential: str = ""
 
 
 class Decided(_Message, frozen=True, tag="d"):
@@ -93,6 +95,32 @@ class Limited(_Message, frozen=True, tag="limited"):
     reason: str
 
 
+class Adopted(_Message, frozen=True, tag="adopted"):
+    """From this number on, the policy of the last :class:`Replace` is in force."""
+
+    number: int
+    sha256: str
+
+
+class Ask(_Message, frozen=True, tag="ask"):
+    """Ask a person: the attempt waits for the :class:`Answer` with this ticket."""
+
+    ticket: int
+    pid: int
+    exe: str
+    action: str
+    target: JsonObject
+    fingerprint: str
+    rule: str
+    reason: str
+
+
+class Withdraw(_Message, frozen=True, tag="withdraw"):
+    """Nobody waits for the answer any more."""
+
+    ticket: int
+
+
 class Renew(_Message, frozen=True, tag="renew"):
     """Ask to go on; ``at`` is the supervisor's clock and comes back in the answer."""
 
@@ -121,6 +149,10 @@ class Lease(_Message, frozen=True, tag="lease"):
     protected: tuple[str, ...]
     chain: str
     broker_pid: int
+    #: The policy's own files, where the broker has read them: not to be changed by the agent.
+    read_only: tuple[str, ...] = ()
+    #: How long the supervisor may look for a broker that has gone, in seconds; 0: not at all.
+    reconnect: float = 0.0
 
 
 class Refused(_Message, frozen=True, tag="refused"):
@@ -152,8 +184,38 @@ class Ended(_Message, frozen=True, tag="ended"):
     """The session's last record is on disk."""
 
 
-ToBroker = Hello | Decided | Started | Violated | Limited | Renew | Flush | End
-ToSupervisor = Lease | Refused | Granted | Ack | Fault | Ended
+class Asked(_Message, frozen=True, tag="asked"):
+    """The question is before people, under this name, for so many seconds."""
+
+    ticket: int
+    approval: str
+    seconds: float
+
+
+class Answer(_Message, frozen=True, tag="answer"):
+    """What a person (or the lack of one) says to an :class:`Ask`."""
+
+    ticket: int
+    decision: Decision
+    reason: str
+
+
+class Replace(_Message, frozen=True, tag="replace"):
+    """Another policy is in force; the supervisor says when it has :class:`Adopted` it."""
+
+    policy: Policy
+
+
+class Kill(_Message, frozen=True, tag="kill"):
+    """The kill switch: nothing is allowed from now on, the agent is to be killed."""
+
+    reason: str
+
+
+ToBroker = (
+    Hello | Decided | Started | Violated | Limited | Adopted | Ask | Withdraw | Renew | Flush | End
+)
+ToSupervisor = Lease | Refused | Granted | Ack | Fault | Ended | Asked | Answer | Replace | Kill
 
 _encoder = msgspec.msgpack.Encoder()
 _to_broker: msgspec.msgpack.Decoder[ToBroker] = msgspec.msgpack.Decoder(ToBroker)

@@ -76,6 +76,8 @@ class CompiledPolicy:
         self.context = context
         self.rules = _with_runtime(policy, context, runtime)
         self._verdicts = tuple(_verdict(rule) for rule in self.rules)
+        #: Whether some rule leaves its decision to a person.
+        self.asks = any(rule.effect is Effect.ASK for rule in self.rules)
         self._buckets = Buckets(self.rules, context.workspace, context.home, context.addresses)
         self._aliases: dict[str, tuple[str, ...]] = {}
         for program in context.programs:
@@ -305,6 +307,4 @@ def _verdict(rule: Rule) -> Verdict:
             return Verdict(Decision.DENY, rule.id, rule.reason or f"denied by the rule{where}")
         case Effect.ASK:
             said = f"{rule.reason}: " if rule.reason else ""
-            return Verdict(
-                Decision.DENY, rule.id, f"{said}needs approval, and nobody is there to approve"
-            )
+            return Verdict(Decision.DENY, rule.id, f"{said}needs approval")

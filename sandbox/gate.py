@@ -23,6 +23,13 @@ class Gate(Protocol):
         """Decide and record one attempt."""
         ...
 
+    def may_wait(self, attempt: Attempt) -> bool:
+        """Whether ``judge`` may have to wait for somebody: an approval, a record on disk.
+
+        It is not asked for where nobody else may be held up.
+        """
+        ...
+
     def repeatable(self, attempt: Attempt, *, exe: str, enforced_by: str) -> Handover | None:
         """Return how an attempt that is allowed is recorded each further time it is made.
 

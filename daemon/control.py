@@ -1,0 +1,180 @@
+"""What the command line says to a broker besides sessions: requests and replies, no socket.
+
+The same socket carries them as carries sessions, one request at a time; who may
+ask what is decided by the broker, by who the kernel says is asking.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+
+from safeclaw.daemon.protocol import JsonObject
+from safeclaw.errors import BrokerError
+
+
+class _Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class Status(_Request, frozen=True, tag="status"):
+    """How the broker is."""
+
+
+class Sessions(_Request, frozen=True, tag="sessions"):
+    """Which sessions run."""
+
+
+class Kill(_Request, frozen=True, tag="kill"):
+    """Stop an agent (or a session, by its id; ``None``: all), and keep it down."""
+
+    agent: str | None
+    why: str = ""
+    everybody: bool = False
+
+
+class Resume(_Request, frozen=True, tag="resume"):
+    """Let an agent (``None``: all) run again."""
+
+    agent: str | None
+    why: str = ""
+    everybody: bool = False
+
+
+class ListApprovals(_Request, frozen=True, tag="approvals"):
+    """What waits for a person."""
+
+
+class Approve(_Request, frozen=True, tag="approve"):
+    """Say yes: ``once``, for the ``session``, or for a ``time`` of so many seconds."""
+
+    id: str
+    scope: str = "once"
+    seconds: int = 0
+    why: str = ""
+
+
+class Refuse(_Request, frozen=True, tag="refuse"):
+    """Say no."""
+
+    id: str
+    why: str = ""
+
+
+class AddAgent(_Request, frozen=True, tag="agent-add"):
+    """Register an agent; the reply has its key.  ``lifetime`` is in seconds."""
+
+    name: str
+    policy: str
+    owner: str
+    environment: str
+    lifetime: int
+    user: str | None = None
+
+
+class Agents(_Request, frozen=True, tag="agents"):
+    """All agents, or one."""
+
+    name: str | None = None
+
+
+class RotateKey(_Request, frozen=True, tag="agent-rotate"):
+    """Make a new key; the old ones end after ``overlap`` seconds."""
+
+    name: str
+    lifetime: int
+    overlap: int = 0
+
+
+class RevokeKey(_Request, frozen=True, tag="agent-revoke"):
+    """Revoke a key, or all, and end the sessions that run on it."""
+
+    name: str
+    key: str | None = None
+    why: str = ""
+
+
+class RemoveAgent(_Request, frozen=True, tag="agent-remove"):
+    """Revoke all keys and take the agent off the list."""
+
+    name: str
+    why: str = ""
+
+
+class SetPolicy(_Request, frozen=True, tag="agent-policy"):
+    """Give an agent another policy."""
+
+    name: str
+    policy: str
+
+
+class Reload(_Request, frozen=True, tag="reload"):
+    """Read the policies again, as SIGHUP does."""
+
+
+Request = (
+    Status
+    | Sessions
+    | Kill
+    | Resume
+    | ListApprovals
+    | Approve
+    | Refuse
+    | AddAgent
+    | Agents
+    | RotateKey
+    | RevokeKey
+    | RemoveAgent
+    | SetPolicy
+    | Reload
+)
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """An answer: ``data`` is JSON; ``error`` and ``hint`` say why there is none."""
+
+    data: Any = None
+    error: str | None = None
+    hint: str | None = None
+
+
+#: A control message begins with a byte that no message of a session begins with.
+_MARK = b"{"
+_decoder: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
+_reply: msgspec.json.Decoder[Reply] = msgspec.json.Decoder(Reply)
+Value = TypeVar("Value")
+
+
+def is_request(data: bytes) -> bool:
+    """Whether a message is one of these."""
+    return data.startswith(_MARK)
+
+
+def encode(message: Request | Reply) -> bytes:
+    """Return the message as bytes."""
+    return msgspec.json.encode(message)
+
+
+def decode(data: bytes) -> Request:
+    """Return a request; BrokerError if it is none."""
+    try:
+        return _decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
+        raise BrokerError(f"not a request: {problem}") from problem
+
+
+def decode_reply(data: bytes) -> Reply:
+    """Return a reply; BrokerError if it is none."""
+    try:
+        return _reply.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
+        raise BrokerError(f"not a reply: {problem}") from problem
+
+
+def target(value: Request) -> JsonObject:
+    """Return a request as the target of a record: its fields, never a secret (it has none)."""
+    fields: JsonObject = msgspec.to_builtins(value)
+    kind = fields.pop("type")
+    words = [f"{name}={field}" for name, field in fields.items() if field not in (None, "", False)]
+    return {"what": " ".join([kind, *words])}
