@@ -26,7 +26,9 @@ from safeclaw.daemon.committer import PACE, Committer
 from safeclaw.daemon.forwarding import Forwarding
 from safeclaw.daemon.journal.journal import Journal
 from safeclaw.daemon.journal.record import Entry, Template
+from safeclaw.daemon.pseudonyms import Veils
 from safeclaw.daemon.sessions import Session
+from safeclaw.daemon.unfinished import closing
 from safeclaw.errors import BrokerError, JournalError, JournalFaultError, SafeclawError
 
 #: How many messages of one session are taken before the others get their turn.
@@ -63,6 +65,7 @@ class Broker:
         self._taken: list[tuple[Template, int, int, int]] = []
         self._rest = False
         self._served = False
+        self._veils = Veils(state / "keys")
 
     # ---- the loop
 
@@ -74,9 +77,13 @@ class Broker:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             self._journal = Journal.open(self._state / "journal")
+            self._journal.veil = self._veils
             self._committer = Committer(self._journal, self._wake)
             self._forwarding = Forwarding(self._journal.directory, self._journal.chain_id)
             self._forwarding.durable(self._journal.durable)
+            for entry in closing(self._journal.unfinished):
+                self._append(entry)
+            self._commit_soon()
         except JournalError as problem:
             self._fault = problem
         except OSError as problem:
@@ -239,6 +246,14 @@ class Broker:
             self._deny(session, problem)
             return
         session.open(hello, policy)
+        if hello.resume is not None:
+            session.id = hello.resume
+        assert session.id is not None
+        try:
+            self._veils.cover(session.id, policy, hello.workspace, hello.home)
+        except JournalError as problem:
+            self._deny(session, problem)
+            return
         if hello.resume is not None:
             session.resume(hello.resume, self._state / "journal")
         else:
@@ -419,6 +434,7 @@ class Broker:
         if number < 0:
             return
         del self._sessions[number]
+        self._veils.uncover(session.id or "")
         if not session.deaf:
             self._selector.unregister(session.channel.sock)
         session.channel.close()

@@ -50,6 +50,8 @@ class Hello(_Message, frozen=True, tag="hello"):
     policy_parents: tuple[Parent, ...] = ()
     #: A registered agent's API key: then ``agent`` is its name, and the policy is the broker's.
     credential: str = ""
+    #: What ``~`` is in the policy.
+    home: str = ""
 
 
 class Decided(_Message, frozen=True, tag="d"):

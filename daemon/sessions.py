@@ -146,7 +146,7 @@ class Session:
 
     def policy_load(self, rules: int) -> Entry:
         """Return the entry that names the policy."""
-        return self._entry(RecordType.POLICY_LOAD, detail={"rules": rules})
+        return self._entry(RecordType.POLICY_LOAD, detail={"rules": rules, "supervisor": self.pid})
 
     def start(self, message: protocol.Started) -> Entry:
         """Return the session's first entry, with the walls."""

@@ -100,6 +100,17 @@ class Environment(msgspec.Struct, frozen=True):
     assign: tuple[tuple[str, str], ...] = ()
 
 
+class Pseudonymise(msgspec.Struct, frozen=True):
+    """What is recorded under a pseudonym: paths, and every target of some actions."""
+
+    paths: tuple[str, ...] = ()
+    actions: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        """Whether there is anything."""
+        return bool(self.paths or self.actions)
+
+
 class Policy(msgspec.Struct, frozen=True):
     """A whole policy.  ``sha256`` is over the bytes of the file it was read from.
 
@@ -118,6 +129,7 @@ class Policy(msgspec.Struct, frozen=True):
     resources: Resources = Resources()
     environment: Environment = Environment()
     parents: tuple[str, ...] = ()
+    pseudonymise: Pseudonymise = Pseudonymise()
 
 
 class Parent(msgspec.Struct, frozen=True):

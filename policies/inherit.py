@@ -15,7 +15,15 @@ from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
-from safeclaw.policies.document import Assurance, Environment, Parent, Policy, Resources, Rule
+from safeclaw.policies.document import (
+    Assurance,
+    Environment,
+    Parent,
+    Policy,
+    Pseudonymise,
+    Resources,
+    Rule,
+)
 from safeclaw.policies.yamltext import Place, Problems
 
 MAX_DEPTH = 8
@@ -134,6 +142,11 @@ def merge(drafts: list[Draft]) -> Policy:
         resources=Resources(**resources),
         environment=Environment(tuple(dict.fromkeys(inherit)), tuple(sorted(assigned.items()))),
         parents=tuple(draft.policy.name for draft in others),
+        # SAFETY: nor does it make public what a parent keeps private.
+        pseudonymise=Pseudonymise(
+            paths=tuple(path for draft in drafts for path in draft.policy.pseudonymise.paths),
+            actions=tuple(name for draft in drafts for name in draft.policy.pseudonymise.actions),
+        ),
     )
 
 

@@ -23,6 +23,7 @@ from safeclaw.policies.document import (
     Parent,
     Policy,
     PortRange,
+    Pseudonymise,
     Resources,
     Rule,
     Runtime,
@@ -36,8 +37,9 @@ _RESERVED = (RUNTIME_NAME, "protected", "default-deny")
 
 TOP_KEYS = (
     "version", "description", "extends", "rules", "runtime", "mode", "assurance", "resources",
-    "environment",
+    "environment", "pseudonymise",
 )  # fmt: skip
+PSEUDONYMISE_KEYS = ("path", "action")
 _CONDITIONS = ("path", "command", "host", "port", "protocol")
 RULE_KEYS = ("action", *_CONDITIONS, "effect", "reason")
 EFFECTS = {
@@ -131,6 +133,7 @@ def _draft(text: bytes | str, title: str, problems: Problems) -> inherit.Draft |
         assurance=_choice(found.get("assurance"), Assurance, Assurance.PIPELINED, problems),
         resources=_resources(found.get("resources"), problems),
         environment=_environment(found.get("environment"), problems),
+        pseudonymise=_pseudonymise(found.get("pseudonymise"), problems),
     )
     return inherit.Draft(policy, frozenset(found), extends)
 
@@ -323,3 +326,13 @@ def _environment(node: Node | None, problems: Problems) -> Environment:
                 problems.add(key.place, f"'{key.text}' is no variable's name")
             assign.append((key.text, fields.text(value, problems)))
     return Environment(tuple(inherit), tuple(assign))
+
+
+def _pseudonymise(node: Node | None, problems: Problems) -> Pseudonymise:
+    found = fields.mapping(node, PSEUDONYMISE_KEYS, "pseudonymise", problems)
+    if isinstance(node, Mapping) and not found:
+        problems.add(node.place, "pseudonymise is empty; write path: [...] or action: [...]")
+    return Pseudonymise(
+        paths=_texts(found, "path", _check_path, problems),
+        actions=_texts(found, "action", _check_action, problems),
+    )

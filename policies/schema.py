@@ -27,6 +27,7 @@ _ABOUT = {
     "assurance": "strict: every attempt waits until its record is on disk.",
     "resources": "Limits of the session.",
     "environment": "Which variables the agent inherits, and which are set.",
+    "pseudonymise": "What is recorded under a pseudonym (a keyed HMAC) instead of by name.",
     "action": "What is tried: a dotted name, which covers everything below it, or *.",
     "path": "Globs on the canonical path; relative ones stand in the workspace, ~ is the home.",
     "command": "Shell-quoted tokens, each a glob; a last * takes all remaining arguments.",
@@ -88,6 +89,9 @@ def _top(key: str) -> Json:
                     "set": {"type": "object", "additionalProperties": {"type": "string"}},
                 }
             )
+        case "pseudonymise":
+            properties = {key: _condition(key) for key in loader.PSEUDONYMISE_KEYS}
+            return _object(properties) | {"minProperties": 1}
         case _:
             raise NotImplementedError(f"the schema does not know the key {key}")
 

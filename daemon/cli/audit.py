@@ -87,6 +87,7 @@ _ELSEWHERE: Final = {
     "export": "safeclaw.daemon.cli.audit_export:export_command",
     "keys": "safeclaw.daemon.cli.audit_keys:keys_group",
     "prune": "safeclaw.daemon.cli.audit_keys:prune_command",
+    "reveal": "safeclaw.daemon.cli.audit_reveal:reveal_command",
     "sample": "safeclaw.daemon.cli.audit_export:sample_command",
     "summary": "safeclaw.daemon.cli.audit_summary:summary_command",
 }

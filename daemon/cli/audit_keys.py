@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Generator
 from pathlib import Path
 
 import click
@@ -68,15 +70,31 @@ def export(state: Path, as_json: bool, output: str | None) -> None:
 @common
 def roll(state: Path, as_json: bool) -> None:
     """Certify the next key in the chain."""
-    _present(state)
-    with Journal.open(state / "journal") as journal:
+    present(state)
+    with writing(state) as journal:
         journal.roll_key()
         journal.commit()
     newest = _public(state)[-1].text()
     click.echo(msgspec.json.encode({"public_key": newest}) if as_json else newest)
 
 
-def _present(state: Path) -> None:
+@contextlib.contextmanager
+def writing(state: Path) -> Generator[Journal]:
+    """Open the journal as its writer.
+
+    Raises:
+        JournalError: a broker has it, or it cannot be written.
+    """
+    if files.is_locked(state / "journal"):
+        raise JournalError(
+            f"{state / 'journal'}: a broker is writing this chain",
+            hint="wait until the last session has ended (or stop safeclawd), then try again",
+        )
+    with Journal.open(state / "journal") as journal:
+        yield journal
+
+
+def present(state: Path) -> None:
     """Refuse to make a journal where there is none."""
     try:
         found = files.segments(state / "journal")
@@ -96,8 +114,8 @@ def _present(state: Path) -> None:
 def prune_command(state: Path, as_json: bool, retention: int, override: bool) -> None:
     """Prune now; the writer does it by itself at every rotation."""
     check(retention, override=override)
-    _present(state)
-    with Journal.open(state / "journal") as journal:
+    present(state)
+    with writing(state) as journal:
         count = journal.prune(retention, override=override)
         journal.commit()
     value = {"segments": count}

@@ -91,6 +91,7 @@ class _Run:
             text,
             options.observe,
             policy_parents=parents,
+            home=printable(os.path.realpath(_home())),
         )
         self._client.hello(hello)
         # While the broker reads the policy and opens the journal:

@@ -15,6 +15,7 @@ import msgspec
 from safeclaw.daemon import launching
 from safeclaw.daemon.journal import reader
 from safeclaw.daemon.journal.record import Record, RecordType
+from safeclaw.daemon.pseudonyms import is_sealed
 from safeclaw.errors import CommandError, JournalError, UsageError
 from safeclaw.policies import source
 from safeclaw.policies.compiled import Context
@@ -93,7 +94,13 @@ def _begin(record: Record) -> Recorded:
 
 def _take(recorded: Recorded, record: Record) -> None:
     # A name that does not exist tells nothing about what the agent needs.
-    if record.enforced_by == "absent" or record.action is None or record.target is None:
+    # Nor does a pseudonym.
+    if (
+        is_sealed(record)
+        or record.enforced_by == "absent"
+        or record.action is None
+        or record.target is None
+    ):
         return
     if record.decision != "allow" and record.enforced_by != "observe":
         recorded.refused += 1

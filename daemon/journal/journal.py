@@ -35,7 +35,14 @@ from safeclaw.daemon.journal.record import (
     Template,
     encode,
 )
-from safeclaw.daemon.journal.recovery import FrontierFile, Head, find_head, last_record, set_aside
+from safeclaw.daemon.journal.recovery import (
+    FrontierFile,
+    Head,
+    Unfinished,
+    find_head,
+    last_record,
+    set_aside,
+)
 from safeclaw.daemon.journal.store import PUBLISH_NS, Batch, Mark, Store
 from safeclaw.errors import JournalError, JournalFaultError
 
@@ -84,6 +91,8 @@ class Journal:
         self._rolling: str | None = None  # a certificate that is not on disk yet
         self.segment_bytes = SEGMENT_BYTES
         self.retention_days = retention.RETENTION_DAYS
+        #: What every entry passes through before it is recorded: pseudonyms.
+        self.veil: Callable[[Entry], Entry] = lambda entry: entry
 
     @classmethod
     def open(cls, directory: Path, keys: Path | None = None) -> Journal:
@@ -166,6 +175,12 @@ class Journal:
             return self._head.seq - 1, self._head.prev
 
     @property
+    def unfinished(self) -> list[Unfinished]:
+        """The sessions that have begun and not ended, as the chain shows them."""
+        with self._append_lock:
+            return list(self._head.unfinished.values())
+
+    @property
     def durable(self) -> int:
         """The highest number that is on disk."""
         return self._durable
@@ -185,7 +200,7 @@ class Journal:
         with self._append_lock:
             self._check_fault()
             self._watch_clock()
-            seq = self._append(entry)
+            seq = self._append(self.veil(entry))
             self._dirty = True
             self._round_off()
             return seq
@@ -197,7 +212,7 @@ class Journal:
             RecordError: the entry has no canonical form, or not every field that changes.
         """
         with self._append_lock:
-            return Template(self._record(entry))
+            return Template(self._record(self.veil(entry)))
 
     def append_all(self, entries: Iterable[tuple[Template, int, int, int]]) -> int:
         """Buffer records and return the number of the last.
@@ -377,7 +392,9 @@ class Journal:
 
     def _append(self, entry: Entry) -> int:
         seq = self._head.seq
-        self._link(encode(self._record(entry)))
+        record = self._record(entry)
+        self._link(encode(record))
+        self._head.follow(record)
         self._append_ns = time.monotonic_ns()
         return seq
 
@@ -466,7 +483,10 @@ class Journal:
         _, note = self._sign()
         head = self._head
         nodes = [node.hex() for node in head.frontier.nodes]
-        cache = FrontierFile(head.chain, head.seq, head.segment, head.offset, head.prev, nodes)
+        cache = FrontierFile(
+            head.chain, head.seq, head.segment, head.offset, head.prev, nodes,
+            list(head.unfinished.values()),
+        )  # fmt: skip
         self._mark = Mark(head.seq, note, cache)
         self._since_checkpoint = 0
         self._checkpoint_ns = time.monotonic_ns()

@@ -246,7 +246,7 @@ class Template:
         whole = encode(record)
         text = whole.decode()
         pieces: list[str] = []
-        # INVARIANT: keys are sorted, what stands before these is text (in which a quote is
+        # INVARIANT: keys are sorted; what stands before these is text (in which a quote is
         # escaped) or a policy's name, and "target", which may hold anything, comes after them.
         for key in self._KEYS:
             head, mark, rest = text.partition(f'"{key}":')

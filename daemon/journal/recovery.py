@@ -30,6 +30,17 @@ from safeclaw.daemon.journal.record import (
 from safeclaw.errors import JournalError
 
 
+class Unfinished(msgspec.Struct, frozen=True):
+    """A session whose end is not in the chain: whose it is, and when it began."""
+
+    session: str
+    boot_id: str
+    boottime_us: int
+    agent: str | None = None
+    uid: int | None = None
+    supervisor: int | None = None  # its process
+
+
 class FrontierFile(msgspec.Struct, frozen=True):
     """The cache beside the checkpoint: where record ``size`` begins, and the tree there."""
 
@@ -39,6 +50,7 @@ class FrontierFile(msgspec.Struct, frozen=True):
     offset: int
     prev: str
     nodes: list[str]
+    unfinished: list[Unfinished] = []
 
 
 class Head(msgspec.Struct):
@@ -54,6 +66,7 @@ class Head(msgspec.Struct):
     torn: bytes = b""
     torn_reason: str = ""
     unsigned: int = 0  # records after the latest checkpoint
+    unfinished: dict[str, Unfinished] = msgspec.field(default_factory=dict[str, Unfinished])
 
     def accept(self, line: bytes) -> None:
         """Take the next line, or raise RecordError with what is wrong with it."""
@@ -71,6 +84,26 @@ class Head(msgspec.Struct):
         self.frontier.append(leaf)
         self.offset += len(line) + 1
         self.last = record
+        self.follow(record)
+
+    def follow(self, record: Record) -> None:
+        """Note a session's begin and end."""
+        if record.type is RecordType.DECISION or record.session is None:
+            return
+        if record.type is RecordType.SESSION_END:
+            self.unfinished.pop(record.session, None)
+        elif record.type in (RecordType.POLICY_LOAD, RecordType.SESSION_START):
+            known = self.unfinished.get(record.session)
+            supervisor = (record.detail or {}).get("supervisor")
+            if known is None or known.supervisor is None:
+                self.unfinished[record.session] = Unfinished(
+                    session=record.session,
+                    boot_id=record.boot_id,
+                    boottime_us=record.boottime_us,
+                    agent=record.agent,
+                    uid=record.subject.uid if record.subject is not None else None,
+                    supervisor=supervisor if isinstance(supervisor, int) else None,
+                )
 
     def _begin_at(self, record: Record) -> None:
         """Begin with the first segment that was not pruned; RecordError when it is no beginning."""
@@ -140,7 +173,15 @@ def _cached(directory: Path, signed: note.Checkpoint | None) -> Head | None:
         return None
     if cache.size != signed.size or frontier.root() != signed.root:
         return None
-    return Head(cache.chain, cache.size, cache.prev, cache.segment, cache.offset, frontier)
+    return Head(
+        chain=cache.chain,
+        seq=cache.size,
+        prev=cache.prev,
+        segment=cache.segment,
+        offset=cache.offset,
+        frontier=frontier,
+        unfinished={session.session: session for session in cache.unfinished},
+    )
 
 
 def find_head(directory: Path, found: list[tuple[int, Path]]) -> Head:

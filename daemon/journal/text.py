@@ -48,7 +48,7 @@ def summary(record: Record) -> str:
     if record.target is not None:
         words.append(target_text(record.target))
     if record.decision is None and record.detail is not None and record.type != "checkpoint":
-        words += [f"{key}={value}" for key, value in record.detail.items()]
+        words += [f"{k}={v}" for k, v in record.detail.items() if not k.startswith("sealed")]
     if record.type == "checkpoint" and record.detail is not None:
         words.append(f"of {record.detail.get('size')} records")
     if record.rule is not None:

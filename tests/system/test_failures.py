@@ -177,6 +177,25 @@ def test_strict_assurance_survives_the_death_of_broker_and_supervisor(person: Pe
     whole(person)
 
 
+def test_a_session_whose_broker_and_supervisor_died_is_closed_by_the_next_start(
+    person: Person,
+) -> None:
+    with at_work(person) as work, broker_of(person) as broker:
+        signal.pidfd_send_signal(broker, signal.SIGKILL)
+        work.process.kill()
+        work.ended()
+        work.over()
+    assert not person.records("--type", "session_end")
+    assert person.safeclaw("run", "--", "true").returncode == 0
+    # A torn tail has a record of the same type, which is of no session.
+    (found,) = [r for r in person.records("--type", "recovery") if r.get("session")]
+    assert "the broker and the supervisor of this session died" in str(found["reason"])
+    first, second = person.records("--type", "session_end")
+    assert first["session"] == found["session"] != second["session"]
+    whole(person)
+    assert len([r for r in person.records("--type", "recovery") if r.get("session")]) == 1
+
+
 def test_a_stopped_broker_stops_the_agent_after_the_grace_time(person: Person) -> None:
     with at_work(person, "--grace", "0.5") as work, broker_of(person) as broker:
         signal.pidfd_send_signal(broker, signal.SIGSTOP)
