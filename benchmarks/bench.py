@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import selectors
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
@@ -23,9 +23,12 @@ from pathlib import Path
 
 from rich.progress import Progress
 
+from safeclaw.daemon import protocol
+from safeclaw.daemon.client import Client
 from safeclaw.daemon.journal import Entry, Journal, PolicyRef, RecordType
 from safeclaw.daemon.journal.report import Status
 from safeclaw.daemon.journal.verifier import verify
+from safeclaw.policies.model import Attempt, Decision, FileTarget, Verdict
 
 HERE = Path(__file__).resolve().parent
 SAFECLAW = Path(sys.executable).with_name("safeclaw")
@@ -39,6 +42,12 @@ rules:
   - action: shell.execute
     command: ["{floor} *", "true"]
     effect: allow
+"""
+STRICT_POLICY = b"""\
+version: "1.0"
+assurance: strict
+rules:
+  - {action: file.read, path: "**", effect: allow}
 """
 PADDING = '  - {{action: file.read, path: "never/{number}/*", effect: deny}}\n'
 # As many as a policy of 256 KiB, the most that is read, has room for.
@@ -222,35 +231,80 @@ def _decision(number: int) -> Entry:
     )
 
 
-def throughput(state: Path, seconds: float) -> tuple[float, float, float]:
-    """Have the producers append, each waiting until its record is on disk before the next.
+def throughput(state: Path, seconds: float) -> tuple[float, float, float, float]:
+    """Have sessions record decisions with a broker, each waiting for the disk before the next.
 
-    Returns records a second, and the median and 99th percentile of a wait in ms.
+    Returns records a second, the median and 99th percentile of a wait in ms, and the
+    broker's CPU time for a record in us.
     """
-    waits: list[list[float]] = [[] for _ in range(PRODUCERS)]
-    with Journal.open(state / "journal") as journal:
-        end = time.perf_counter() + seconds
+    state.mkdir(mode=0o700)
+    selector = selectors.EpollSelector()
+    clients: list[Client] = []
+    verdict = Verdict(Decision.ALLOW, "bench:1", "allowed by the rule on line 4")
+    tails = [
+        protocol.decided_tail(
+            Attempt("file.read", FileTarget(f"/srv/work/src/module_{number}.py")), verdict,
+            exe="/usr/bin/python3.11", enforced_by="seccomp-notify",
+        )
+        for number in range(100)
+    ]  # fmt: skip
+    for number in range(PRODUCERS):
+        client = Client.connect(state)
+        client.hello(
+            protocol.Hello(
+                protocol.VERSION, "bench", ("bench",), "/srv/work", "bench.yaml", STRICT_POLICY
+            )
+        )
+        client.lease()
+        clients.append(client)
+        selector.register(client.channel.sock, selectors.EVENT_READ, number)
+    sent = [0.0] * PRODUCERS
+    counts = [0] * PRODUCERS
+    waits: list[float] = []
 
-        def produce(mine: list[float]) -> None:
-            number = 0
-            while (start := time.perf_counter()) < end:
-                number += 1
-                sequence = journal.append(_decision(number))
-                # whoever gets to commit does it for all that was appended until then
-                while journal.durable < sequence:
-                    journal.commit()
-                mine.append((time.perf_counter() - start) * 1000)
+    def send(number: int) -> None:
+        counts[number] += 1
+        sent[number] = time.perf_counter()
+        tail = tails[counts[number] % len(tails)]
+        packet = protocol.decided_packet(tail, counts[number], 1234, 12_345)
+        clients[number].channel.sock.send(packet)
 
-        threads = [threading.Thread(target=produce, args=(mine,)) for mine in waits]
-        begin = time.perf_counter()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        took = time.perf_counter() - begin
-    everyone = sorted(wait for mine in waits for wait in mine)
-    percentile = everyone[int(len(everyone) * 0.99)]
-    return len(everyone) / took, statistics.median(everyone), percentile
+    pid = clients[0].broker_pid
+    spent = _cpu_seconds(pid)
+    begin = time.perf_counter()
+    for number in range(PRODUCERS):
+        send(number)
+    while time.perf_counter() - begin < seconds:
+        for key, _ in selector.select():
+            number = int(key.data)
+            message = protocol.decode_to_supervisor(clients[number].channel.sock.recv(65536))
+            if isinstance(message, protocol.Ack) and message.number == counts[number]:
+                waits.append((time.perf_counter() - sent[number]) * 1000)
+                send(number)
+    took = time.perf_counter() - begin
+    spent = _cpu_seconds(pid) - spent
+    for client in clients:
+        client.finish()
+    waits.sort()
+    percentile = waits[int(len(waits) * 0.99)]
+    return len(waits) / took, statistics.median(waits), percentile, spent / len(waits) * 1e6
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def sync_ms(directory: Path) -> float:
+    """Return how long one write and fdatasync takes here: the median, in ms."""
+    times: list[float] = []
+    with (directory / "sync").open("wb", buffering=0) as stream:
+        for _ in range(200):
+            start = time.perf_counter()
+            stream.write(b"x" * 700)
+            os.fdatasync(stream.fileno())
+            times.append((time.perf_counter() - start) * 1000)
+    return statistics.median(times)
 
 
 def rates(state: Path, records: int) -> tuple[float, float]:
@@ -312,9 +366,13 @@ def main() -> int:
                 show(f"open + close, {title} (median)", opens, "us", against="floor (C)")
                 ratio = opens[f"safeclaw, {MANY:,} rules"] / opens["safeclaw, 1 rule"]
                 print(f"  {MANY:,} rules against 1: {ratio:.2f} x")
-            rate, median, slowest = throughput(scratch / "producers", arguments.seconds)
-            print(f"journal, acknowledged on disk, {PRODUCERS} producers")
+            rate, median, slowest, spent = throughput(scratch / "producers", arguments.seconds)
+            print(f"journal, acknowledged on disk, {PRODUCERS} sessions with one broker")
             print(f"  {rate:,.0f} records/s, median {median:.2f} ms, p99 {slowest:.2f} ms")
+            sync = sync_ms(scratch)
+            print(
+                f"  the broker's CPU {spent:.0f} us a record; one sync of this disk {sync:.2f} ms"
+            )
             written, verified = rates(scratch / "rates", arguments.records)
             print(f"journal, {arguments.records:,} records in batches")
             print(f"  written {written:,.0f} records/s, verified {verified:,.0f} records/s")

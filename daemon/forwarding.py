@@ -14,6 +14,11 @@ from pathlib import Path
 
 from safeclaw.daemon.journal import journald
 
+#: Records are forwarded at most this often, in seconds: the decisions come first, and a
+#: thread that wakes for each of them would take the interpreter from them.
+PACE = 0.02
+#: After a journald that is not there (or not yet again) it is looked for this often, in seconds.
+RETRY = 1.0
 #: How long the end of a broker waits for a journald that takes no more, in seconds.
 PATIENCE = 2.0
 
@@ -35,7 +40,7 @@ class Forwarding:
         with self._work:
             if sequence > self._durable:
                 self._durable = sequence
-                self._work.notify()
+                self._work.notify()  # one that keeps its pace goes back to sleep
 
     def stop(self, sequence: int) -> None:
         """Forward what is left, for as long as journald takes it, and let go."""
@@ -57,9 +62,14 @@ class Forwarding:
                 if self._closing:
                     return
                 self._tried = self._durable
+                pace = PACE
             while self._forwarder.pump(self._tried) and self._forwarder.problem is None:
                 if not self._room(PATIENCE) or self._closing:
                     break
+            if self._forwarder.problem is not None:
+                pace = RETRY
+            with self._work:
+                self._work.wait_for(lambda: self._closing, pace)
 
     def _room(self, seconds: float) -> bool:
         """Wait until journald's socket takes more."""

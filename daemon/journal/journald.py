@@ -113,6 +113,7 @@ class Forwarder:
         self._segment_fd = -1
         self._segment = 0
         self._buffer = b""
+        self._at = 0  # of the cursor, in the buffer
         self._saved_ns = 0
         self.problem: str | None = None
         self._cursor = Cursor(chain)
@@ -170,7 +171,7 @@ class Forwarder:
         if self._segment_fd >= 0:
             os.close(self._segment_fd)
         self._segment_fd = -1
-        self._buffer = b""
+        self._buffer, self._at = b"", 0
 
     def _next_line(self) -> bytes:
         """Return the line at the cursor, which is known to be on disk."""
@@ -186,9 +187,10 @@ class Forwarder:
                         raise
                     continue
                 self._segment = cursor.segment
-            line, newline, _ = self._buffer.partition(b"\n")
-            if newline:
-                return line
+            end = self._buffer.find(b"\n", self._at)
+            if end >= 0:
+                return self._buffer[self._at : end]
+            self._buffer, self._at = self._buffer[self._at :], 0
             more = os.pread(self._segment_fd, 1 << 18, cursor.offset + len(self._buffer))
             if more:
                 self._buffer += more
@@ -231,7 +233,7 @@ class Forwarder:
         self._cursor = Cursor(
             cursor.chain, cursor.seq + 1, cursor.segment, cursor.offset + len(line) + 1
         )
-        self._buffer = self._buffer[len(line) + 1 :]
+        self._at += len(line) + 1
         return True
 
     def _send_memfd(self, data: bytes) -> None:

@@ -223,18 +223,19 @@ def encode(record: Record) -> bytes:
 
 
 class Template:
-    """A record whose line is known but for what changes from one to the next.
+    """A record that comes again and again, but for what changes from one to the next.
 
-    ``line`` gives exactly what :func:`encode` would.
+    ``line`` gives exactly what :func:`encode` would.  The first line is encoded (many
+    never come again); for the second the record is taken apart, once.
     """
 
-    __slots__ = ("_pieces",)
+    __slots__ = ("_once", "_pieces", "_record")
 
     #: Where the values stand in a line: they follow these keys, in this order.
     _KEYS = ("attempt", "boottime_us", "latency_ns", "prev", "seq", "pid")
 
     def __init__(self, record: Record) -> None:
-        """Take a record apart that has every field of ``line``; RecordError."""
+        """Take a record that has every field of ``line`` and a canonical form; RecordError."""
         subject = record.subject
         if (
             record.attempt is None
@@ -243,11 +244,19 @@ class Template:
             or subject.pid is None
         ):
             raise RecordError("not a record for a template")
-        whole = encode(record)
+        _check_record(record)
+        self._record = record
+        self._pieces: tuple[str, ...] | None = None
+        self._once = False
+
+    def _take_apart(self) -> tuple[str, ...]:
+        """Return the text around the values; nothing when that cannot be told."""
+        whole = encode(self._record)
         text = whole.decode()
         pieces: list[str] = []
         # INVARIANT: keys are sorted; what stands before these is text (in which a quote is
         # escaped) or a policy's name, and "target", which may hold anything, comes after them.
+        # "detail" (what is sealed, in base64) has none of these keys.
         for key in self._KEYS:
             head, mark, rest = text.partition(f'"{key}":')
             quote = '"' if rest.startswith('"') else ""
@@ -255,18 +264,13 @@ class Template:
             pieces.append(head + mark + quote)
             text = rest[end:]
         head, mark, rest = text.rpartition('"ts":"')
-        self._pieces = (*pieces, head + mark, rest[len(record.ts) :])
-        made = self.line(
-            attempt=record.attempt,
-            boottime_us=record.boottime_us,
-            latency_ns=record.latency_ns,
-            prev=record.prev,
-            seq=record.seq,
-            pid=subject.pid,
-            ts=record.ts,
-        )
-        if made != whole:
-            raise RecordError("not a record for a template")
+        found = (*pieces, head + mark, rest[len(self._record.ts) :])
+        record, subject = self._record, self._record.subject
+        values = (record.attempt, record.boottime_us, record.latency_ns, record.prev, record.seq)
+        pid = subject.pid if subject is not None else None
+        texts = [str(value) for value in (*values, pid, record.ts)] + [""]
+        made = "".join(part + value for part, value in zip(found, texts, strict=True))
+        return found if made.encode() == whole else ()
 
     def line(
         self,
@@ -279,7 +283,28 @@ class Template:
         pid: int,
         ts: str,
     ) -> bytes:
-        """Return the line with these values; all integers are within 0..2^53."""
+        """Return the line with these values; all integers are within 0..2^53.
+
+        Raises:
+            RecordError: the line would be too long.
+        """
+        if self._pieces is None and self._once:
+            self._pieces = self._take_apart()
+        if not self._pieces:
+            self._once = True
+            subject = self._record.subject or Subject()
+            return encode(
+                msgspec.structs.replace(
+                    self._record,
+                    attempt=attempt,
+                    boottime_us=boottime_us,
+                    latency_ns=latency_ns,
+                    prev=prev,
+                    seq=seq,
+                    subject=Subject(exe=subject.exe, pid=pid, uid=subject.uid),
+                    ts=ts,
+                )
+            )
         a, b, c, d, e, f, g, h = self._pieces
         text = f"{a}{attempt}{b}{boottime_us}{c}{latency_ns}{d}{prev}{e}{seq}{f}{pid}{g}{ts}{h}"
         return text.encode()

@@ -95,7 +95,8 @@ def test_a_template_gives_what_the_encoder_gives(
         )
 
     template = Template(record(1, 2, 3, 4, 5, "0" * 64))
-    for attempt, boottime, latency, seq, pid in values:
+    # The first is encoded; the template is made for the second.
+    for attempt, boottime, latency, seq, pid in [*values, *values]:
         line = template.line(
             attempt=attempt,
             boottime_us=boottime,
