@@ -13,24 +13,38 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import queue
 import selectors
 import signal
 import socket
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from safeclaw.daemon import kept, protocol
-from safeclaw.daemon.channel import Channel, peer_credentials, socket_at
+import msgspec
+
+from safeclaw.daemon import control, protocol
+from safeclaw.daemon.authority import Authority
+from safeclaw.daemon.channel import Channel, socket_at
 from safeclaw.daemon.client import LOCK_NAME, SOCKET_NAME
 from safeclaw.daemon.committer import PACE, Committer
 from safeclaw.daemon.forwarding import Forwarding
+from safeclaw.daemon.inforce import Change
 from safeclaw.daemon.journal.journal import Journal
 from safeclaw.daemon.journal.record import Entry, Template
+from safeclaw.daemon.journal.recovery import Unfinished
+from safeclaw.daemon.peer import Access, peer_of
 from safeclaw.daemon.pseudonyms import Veils
+from safeclaw.daemon.requests import Requests
+from safeclaw.daemon.service import Service
 from safeclaw.daemon.sessions import Session
 from safeclaw.daemon.unfinished import closing
 from safeclaw.errors import BrokerError, JournalError, JournalFaultError, SafeclawError
+
+if TYPE_CHECKING:
+    from safeclaw.daemon.policywatch import PolicyWatch
 
 #: How many messages of one session are taken before the others get their turn.
 _TURN = 512
@@ -43,13 +57,39 @@ _REST = 0.001
 #: How soon a thread that comes back from a sync gets the interpreter, in seconds.  Python's
 #: own 5 ms are as much as a record may take altogether (docs/adr/journal-commit-pace.md).
 _SWITCH = 0.0002
+#: How many connections one user may have at once.
+_CONNECTIONS_MAX = 512
+#: How long a supervisor may take to end what it was told to kill, before it is killed too.
+_KILL_PATIENCE = 0.2
+#: How long a request waits for sessions to end.
+_ENDING_PATIENCE = 10.0
+
+
+class _Later(msgspec.Struct, frozen=True):
+    """What is to be said, and what it waits for."""
+
+    sequence: int
+    session: Session
+    message: bytes
+    sessions: tuple[Session, ...]
+    until: float
 
 
 class Broker:
     """Serves one state directory until the last session has ended (or until SIGTERM)."""
 
-    def __init__(self, state: Path, listener: socket.socket, *, stay: bool = False) -> None:
-        """Take over a listener; ``stay`` keeps the broker up without sessions."""
+    def __init__(
+        self,
+        state: Path,
+        listener: socket.socket,
+        *,
+        stay: bool = False,
+        service: Service | None = None,
+    ) -> None:
+        """Take over a listener; ``stay`` keeps the broker up without sessions.
+
+        ``service`` may make it the system's broker, for several users.
+        """
         self._state = state
         self._stay = stay
         self._directory = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -70,6 +110,20 @@ class Broker:
         self._rest = False
         self._served = False
         self._veils = Veils(state / "keys")
+        self._service = service or Service(configuration=state)
+        access = Access(os.geteuid(), self._service.groups)
+        self._authority = Authority(
+            state, access, self._service.settings, self, self._service.configuration
+        )
+        self._requests = Requests(self._authority, self, self._status, self._look)
+        #: What is to be said once everything before it is on disk: (journal sequence number,
+        #: to whom, what), and whose end it waits for, until when.
+        self._later: list[_Later] = []
+        self._looked: queue.SimpleQueue[list[Change]] = queue.SimpleQueue()
+        self._watch: PolicyWatch | None = None
+        self._began = time.time()
+        self._orphans: dict[str, Unfinished] = {}
+        self._orphans_until = 0.0
 
     # ---- the loop
 
@@ -77,8 +131,8 @@ class Broker:
         """Serve until there is nothing left to do, then close the journal."""
         sys.setswitchinterval(_SWITCH)
         signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._stop)
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGHUP, self._hang_up if self._stay else self._stop)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             self._journal = Journal.open(self._state / "journal")
@@ -86,13 +140,16 @@ class Broker:
             self._committer = Committer(self._journal, self._wake)
             self._forwarding = Forwarding(self._journal.directory, self._journal.chain_id)
             self._forwarding.durable(self._journal.durable)
-            for entry in closing(self._journal.unfinished):
-                self._append(entry)
+            self._authority.load()
+            self._close_orphans()
             self._commit_soon()
-        except JournalError as problem:
+        except SafeclawError as problem:
             self._fault = problem
         except OSError as problem:
             self._fault = JournalError(f"{problem.filename or self._state}: {problem.strerror}")
+        if self._stay:
+            self._watch_policies()
+        self._service.ready(self._told())
         while True:
             if self._rest:
                 self._rest = False
@@ -103,14 +160,20 @@ class Broker:
                 elif key.fd == self._woken:
                     with contextlib.suppress(BlockingIOError):
                         os.read(self._woken, 4096)
+                elif self._watch is not None and key.fd == self._watch.fileno():
+                    if self._watch.changed():
+                        self._look()
                 elif key.fd in self._sessions:
                     self._serve(self._sessions[key.fd], events)
             self._acknowledge()
             self._tick()
+            self._service.alive(self._told)
             if self._stopping:
                 # No session_end: the supervisors may go on with the next broker.
-                for session in list(self._sessions.values()):
-                    self._post(session, protocol.Refused("the broker is being stopped"))
+                if not self._authority.access.system:
+                    for session in list(self._sessions.values()):
+                        self._post(session, protocol.Refused("the broker is being stopped"))
+                self._service.stopping()
                 self._finish()
                 return
             if self._live() or self._stay:
@@ -131,13 +194,24 @@ class Broker:
     def _timeout(self) -> float | None:
         if self._served and not self._stay and not self._live():
             return _IDLE_RETRY
-        if self._journal is None or self._fault is not None:
-            return None
-        # What is due stays due until it is committed, and the committer wakes this loop.
-        return max(PACE, (self._journal.next_tick_ns() - time.monotonic_ns()) / 1e9)
+        waits = [self._service.next_alive()]
+        due = self._authority.next_tick()
+        if due is not None:
+            waits.append(max(0.0, due - time.time()))
+        if self._orphans:
+            waits.append(max(0.0, self._orphans_until - time.monotonic()))
+        if any(later.sessions for later in self._later):
+            waits.append(_KILL_PATIENCE)
+        if self._journal is not None and self._fault is None:
+            # What is due stays due until it is committed, and the committer wakes this loop.
+            waits.append(max(PACE, (self._journal.next_tick_ns() - time.monotonic_ns()) / 1e9))
+        return min((wait for wait in waits if wait is not None), default=None)
 
     def _stop(self, *_: object) -> None:
         self._stopping = True
+
+    def _hang_up(self, *_: object) -> None:
+        self._look()
 
     def _accept(self) -> None:
         while True:
@@ -147,14 +221,16 @@ class Broker:
                 return
             except OSError:
                 return  # out of descriptors: the others go on, this one gets no answer
-            pid, uid, _gid = peer_credentials(sock)
-            if uid != os.geteuid():
+            peer = peer_of(sock)
+            access = self._authority.access
+            crowd = sum(one.uid == peer.uid for one in self._sessions.values())
+            if crowd >= _CONNECTIONS_MAX or not (access.system or access.roles(peer)):
                 sock.close()
                 continue
             self._served = True
             sock.setblocking(True)
             channel = Channel(sock, message_max=protocol.MESSAGE_MAX)
-            session = Session(channel, pid=pid, uid=uid)
+            session = Session(channel, peer)
             self._sessions[sock.fileno()] = session
             self._selector.register(sock, selectors.EVENT_READ, session)
 
@@ -163,7 +239,7 @@ class Broker:
         before = session.number
         try:
             if events & selectors.EVENT_WRITE and channel.push():
-                self._watch(session)
+                self._listen_for(session)
             if not events & selectors.EVENT_READ:
                 return
             for _ in range(_TURN):
@@ -204,6 +280,11 @@ class Broker:
                     template = session.decision(data, tail, journal.template)
                     self._taken.append((template, number, pid, latency))
                 return
+            elif control.is_request(data):
+                raise BrokerError("a request in the middle of a session")
+        elif control.is_request(data):
+            self._request(session, data)
+            return
         message = protocol.decode_to_broker(data)
         if isinstance(message, protocol.Hello):
             if session.id is not None:
@@ -229,8 +310,15 @@ class Broker:
             case protocol.Limited(number):
                 if self._fault is None and self._in_order(session, number):
                     self._append(session.limit(message))
-            case protocol.Adopted() | protocol.Ask() | protocol.Withdraw():
-                raise BrokerError("nothing of that kind was offered")
+            case protocol.Adopted(number):
+                if self._fault is None and self._in_order(session, number):
+                    self._append_taken()
+                    self._append(session.adopt(message))
+            case protocol.Ask():
+                if self._fault is None:
+                    self._authority.ask(session, message)
+            case protocol.Withdraw(ticket):
+                self._authority.withdraw(session, ticket)
             case protocol.Decided():
                 raise BrokerError("a decision in another than its one encoding")
 
@@ -244,32 +332,166 @@ class Broker:
             self._deny(session, self._fault or BrokerError("the broker is not ready"))
             return
         try:
-            policy = kept.policy(
-                str(self._state), hello.policy_name, hello.policy_text, hello.policy_parents
-            )
+            opening = self._authority.open(session.peer, hello)
         except SafeclawError as problem:
             self._deny(session, problem)
             return
-        session.open(hello, policy)
+        session.open(hello, opening)
         if hello.resume is not None:
             session.id = hello.resume
         assert session.id is not None
         try:
-            self._veils.cover(session.id, policy, hello.workspace, hello.home)
+            self._veils.cover(session.id, opening.policy, hello.workspace, hello.home)
         except JournalError as problem:
             self._deny(session, problem)
             return
         if hello.resume is not None:
+            if any(one.id == hello.resume and one is not session for one in self.sessions()):
+                raise BrokerError("the session is open already")
             session.resume(hello.resume, self._state / "journal")
+            self._orphans.pop(hello.resume, None)
         else:
-            self._append(session.policy_load(len(policy.rules)))
-        assert session.id is not None
+            self._append(session.policy_load(len(opening.policy.rules)))
         lease = protocol.Lease(
-            session.id, policy, (str(self._state),), self._journal.chain_id, os.getpid()
+            session.id,
+            opening.policy,
+            (str(self._state), *self._service.protected),
+            self._journal.chain_id,
+            os.getpid(),
+            opening.read_only,
+            self._service.settings.grace if self._authority.access.system else 0.0,
         )
         self._post(session, lease)
         # While the supervisor puts up the walls: what the first checkpoint is signed with.
         from cryptography.hazmat.primitives.asymmetric import ed25519  # noqa: F401  # pyright: ignore[reportUnusedImport]
+
+    # ---- requests, and what an authority needs of its broker
+
+    def _request(self, session: Session, data: bytes) -> None:
+        """Answer a request, once what it has changed is on disk."""
+        try:
+            if self._fault is not None:
+                # what is recorded cannot be: only looking, and stopping, go on
+                request = control.decode(data)
+                if not isinstance(request, control.Status | control.Sessions | control.Kill):
+                    raise BrokerError(self._fault.message, hint=self._fault.hint)
+            outcome = self._requests.handle(session.peer, control.decode(data))
+            reply, sessions = control.Reply(outcome.data), outcome.sessions
+        except SafeclawError as problem:
+            reply, sessions = control.Reply(error=problem.message, hint=problem.hint), ()
+        self._say_later(session, control.encode(reply), sessions)
+
+    def _say_later(
+        self, session: Session, message: bytes, sessions: tuple[Session, ...] = ()
+    ) -> None:
+        until = time.monotonic() + _ENDING_PATIENCE
+        self._later.append(_Later(self._appended, session, message, sessions, until))
+        self._commit_soon(waits=True)
+
+    def append(self, entry: Entry) -> None:
+        """Append a record for the authority; a fault is the whole broker's."""
+        if self._fault is not None:
+            return
+        try:
+            self._append(entry)
+            self._commit_soon(waits=True)
+        except JournalError as problem:
+            self._fail(problem)
+
+    def sessions(self) -> list[Session]:
+        """Return the sessions that run."""
+        return [one for one in self._sessions.values() if one.id is not None and not one.concluded]
+
+    def post(self, session: Session, message: protocol.ToSupervisor) -> None:
+        """Send a message now."""
+        self._post(session, message)
+
+    def post_durable(self, session: Session, message: protocol.ToSupervisor) -> None:
+        """Send a message once all that is appended is on disk."""
+        self._say_later(session, protocol.encode(message))
+
+    def _say_what_is_due(self, durable: int) -> None:
+        """Send what has waited for the disk, or for sessions to end."""
+        now = time.monotonic()
+        waiting: list[_Later] = []
+        for later in self._later:
+            left = [one for one in later.sessions if not one.concluded and one.id is not None]
+            for session in left:
+                if session.killed is not None and now - session.killed >= _KILL_PATIENCE:
+                    _kill_supervisor(session)
+            on_disk = later.sequence <= durable or self._fault is not None
+            if on_disk and (not left or now >= later.until):
+                self._post_bytes(later.session, later.message)
+            else:
+                waiting.append(later)
+        self._later = waiting
+
+    def _close_orphans(self) -> None:
+        """Close the sessions that nobody speaks for: at once, or when they have not come back."""
+        assert self._journal is not None
+        if not self._authority.access.system:
+            for entry in closing(self._journal.unfinished):
+                self._append(entry)
+            return
+        self._orphans = {one.session: one for one in self._journal.unfinished}
+        self._orphans_until = time.monotonic() + self._service.settings.grace
+
+    # ---- policies
+
+    def _look(self) -> None:
+        """Read the policies again, in a thread; the main loop takes in what that finds."""
+
+        def work() -> None:
+            try:
+                self._looked.put(self._authority.policies.look())
+            finally:
+                with contextlib.suppress(BlockingIOError):
+                    os.write(self._wake, b"p")
+
+        threading.Thread(target=work, name="policies", daemon=True).start()
+
+    def _take_policies(self) -> None:
+        while not self._looked.empty():
+            changes = self._authority.policies.accept(self._looked.get())
+            self._authority.changed(changes)
+            if self._watch is not None:
+                self._watch.update(self._authority.policies.watched())
+
+    def _watch_policies(self) -> None:
+        from safeclaw.daemon.policywatch import PolicyWatch
+
+        self._watch = PolicyWatch(self._authority.policies.watched())
+        self._selector.register(self._watch.fileno(), selectors.EVENT_READ)
+
+    # ---- what it says of itself
+
+    def _status(self) -> dict[str, object]:
+        sequence, _ = self._journal.head if self._journal is not None else (-1, "")
+        return {
+            "pid": os.getpid(),
+            "uid": os.geteuid(),
+            "state": str(self._state),
+            "since": int(self._began),
+            "chain": self._journal.chain_id if self._journal is not None else None,
+            "head": sequence,
+            "durable": self._committer.durable if self._committer is not None else -1,
+            "fault": self._fault.message if self._fault is not None else None,
+        }
+
+    def _told(self) -> str:
+        """One line for ``systemctl status``."""
+        if self._fault is not None:
+            return f"FAULT, nothing is allowed: {self._fault.message}"
+        running = self.sessions()
+        decisions = sum(one.counts[0] for one in running)
+        denials = sum(one.counts[1] for one in running)
+        durable = self._committer.durable if self._committer is not None else -1
+        pending = len(self._authority.approvals.pending)
+        text = f"{len(running)} sessions, {decisions} decisions in them ({denials} denials)"
+        text += f", {pending} questions wait" if pending else ""
+        if self._authority.switch.switches:
+            text += f", {len(self._authority.switch.switches)} kill orders"
+        return f"{text}; records on disk up to {durable}"
 
     def _in_order(self, session: Session, number: int) -> bool:
         """Check the number; False for a record that a resumed session need not repeat."""
@@ -357,6 +579,8 @@ class Broker:
                 self._post(session, protocol.Ack(number))
             if not marks:
                 session.flush = False
+        if self._later:
+            self._say_what_is_due(durable)
 
     def _conclude(self, session: Session, number: int) -> None:
         """Confirm the end of a session, once it is on disk.
@@ -369,6 +593,7 @@ class Broker:
             self._post(session, protocol.Ended())
         session.ending = False
         session.concluded = True
+        self._authority.ended(session)
 
     def _fail(self, problem: JournalError) -> None:
         """Allow nothing any more; tell every session why."""
@@ -382,10 +607,16 @@ class Broker:
             self._post(session, protocol.Fault(reason))
 
     def _tick(self) -> None:
-        """Let the journal write the checkpoints and heartbeats that are due."""
+        """Do what is due: expired questions, lost sessions, checkpoints and heartbeats."""
         journal = self._journal
+        self._take_policies()
         if journal is None or self._fault is not None:
             return
+        self._authority.tick(time.time())
+        if self._orphans and time.monotonic() >= self._orphans_until:
+            orphans, self._orphans = self._orphans, {}
+            for entry in closing(orphans.values(), gone=True):
+                self.append(entry)
         if time.monotonic_ns() < journal.next_tick_ns():
             return
         try:
@@ -398,13 +629,16 @@ class Broker:
     # ---- sockets
 
     def _post(self, session: Session, message: protocol.ToSupervisor) -> None:
+        self._post_bytes(session, protocol.encode(message))
+
+    def _post_bytes(self, session: Session, message: bytes) -> None:
         try:
-            if not session.channel.post(protocol.encode(message)):
-                self._watch(session)
+            if session.channel.fileno() >= 0 and not session.channel.post(message):
+                self._listen_for(session)
         except OSError:
             pass  # its end of file is on the way
 
-    def _watch(self, session: Session) -> None:
+    def _listen_for(self, session: Session) -> None:
         if session.deaf:
             return
         events = selectors.EVENT_READ
@@ -439,6 +673,7 @@ class Broker:
         if number < 0:
             return
         del self._sessions[number]
+        self._authority.ended(session)
         self._veils.uncover(session.id or "")
         if not session.deaf:
             self._selector.unregister(session.channel.sock)
@@ -479,3 +714,15 @@ class Broker:
         # Whoever waits for the end need not wait until this process is taken apart.
         for session in list(self._sessions.values()):
             self._drop(session)
+
+
+def _kill_supervisor(session: Session) -> None:
+    """Kill a supervisor that did not end its agent: the kernel then does (PR_SET_PDEATHSIG)."""
+    session.killed = None
+    with contextlib.suppress(OSError):
+        pidfd = os.pidfd_open(session.pid)
+        try:
+            # The connection stands, so the number is still this process's.
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        finally:
+            os.close(pidfd)

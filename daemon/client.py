@@ -16,13 +16,18 @@ import signal
 import socket
 import stat
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from safeclaw.daemon import protocol
+from safeclaw.daemon import control, protocol
 from safeclaw.daemon.channel import Channel, connect, listen, peer_credentials
-from safeclaw.errors import BrokerError
+from safeclaw.errors import BrokerError, BrokerGoneError
 
-SYSTEM_DIRECTORY = "/run/safeclaw"
+if TYPE_CHECKING:
+    from safeclaw.daemon.service import Service
+
+SYSTEM_SOCKET = Path("/run/safeclaw/broker.sock")
+#: What belongs to the system's broker: out of every agent's reach, whoever decides for it.
+SYSTEM_PLACES = ("/run/safeclaw", "/var/lib/safeclaw", "/etc/safeclaw", "/run/credentials")
 SOCKET_NAME = "broker.sock"
 LOCK_NAME = "start.lock"
 #: How long to wait for a broker that has accepted a session.
@@ -62,10 +67,50 @@ def prepare(state: Path) -> None:
 class Client:
     """A channel to a broker.  Close it, or give it to a gate that outlives it."""
 
-    def __init__(self, sock: socket.socket, state: Path) -> None:
+    def __init__(self, sock: socket.socket, state: Path, path: Path | None = None) -> None:
+        #: Where a broker listens that others share; None for one's own.
+        self.socket = path
         self.channel = Channel(sock, message_max=protocol.MESSAGE_MAX)
         self.state = state
         self.broker_pid = peer_credentials(sock)[0]
+
+    @classmethod
+    def choose(cls, broker: str, state: Path) -> Client:
+        """Return a connection to the broker that ``--broker`` names.
+
+        ``auto`` is the system's where there is one, else the user's own (``embedded``);
+        anything with a slash is a socket.  Raises BrokerError.
+        """
+        if broker == "embedded" or (broker == "auto" and not SYSTEM_SOCKET.exists()):
+            return cls.connect(state)
+        return cls.at(SYSTEM_SOCKET if broker in ("auto", "system") else Path(broker))
+
+    @classmethod
+    def at(cls, path: Path) -> Client:
+        """Connect to the broker that listens on a socket.  Raises BrokerError."""
+        try:
+            return cls._at(path)
+        except OSError as problem:
+            raise BrokerGoneError(
+                f"no broker answers at {path}: {problem.strerror}",
+                hint="systemctl status safeclawd.socket; or --broker embedded",
+            ) from problem
+
+    @classmethod
+    def _at(cls, path: Path) -> Client:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            sock.settimeout(ANSWER)
+            sock.connect(str(path))
+            sock.settimeout(None)
+        except BaseException:
+            sock.close()
+            raise
+        return cls(sock, path.parent, path)
+
+    def again(self) -> Client:
+        """Connect once more to the same broker, or the one that took its place; OSError."""
+        return Client._at(self.socket) if self.socket is not None else Client.connect(self.state)
 
     @classmethod
     def connect(cls, state: Path) -> Client:
@@ -115,7 +160,7 @@ class Client:
         except OSError as problem:
             raise self._silent() from problem
         if data is None:
-            raise BrokerError("the broker has gone", hint="start again")
+            raise BrokerGoneError("the broker has gone", hint="start again")
         match protocol.decode_to_supervisor(data):
             case protocol.Lease() as lease:
                 return lease
@@ -124,9 +169,29 @@ class Client:
             case _:
                 raise BrokerError("the broker answers something else")
 
+    def ask(self, request: control.Request, timeout: float = ANSWER) -> Any:
+        """Return the data of the reply to a request.  BrokerError with what is said against it."""
+        try:
+            self.channel.send(control.encode(request), timeout)
+            data = self.channel.receive(timeout)
+        except OSError as problem:
+            raise self._silent() from problem
+        if data is None:
+            raise BrokerGoneError("the broker has gone", hint="try again")
+        if not control.is_request(data):
+            match protocol.decode_to_supervisor(data):
+                case protocol.Refused(message, hint):
+                    raise BrokerError(message, hint=hint)
+                case _:
+                    raise BrokerError("the broker answers something else")
+        reply = control.decode_reply(data)
+        if reply.error is not None:
+            raise BrokerError(reply.error, hint=reply.hint)
+        return reply.data
+
     def _silent(self) -> BrokerError:
         pid = self.broker_pid
-        return BrokerError(
+        return BrokerGoneError(
             f"the broker (pid {pid}) does not answer",
             hint=f"if it is stopped, kill -CONT {pid}; if it hangs, kill -KILL {pid}",
         )
@@ -141,7 +206,7 @@ class Client:
 
 
 def recover(
-    state: Path,
+    lost: Client,
     hello: protocol.Hello,
     tail: list[bytes],
     *,
@@ -154,7 +219,10 @@ def recover(
     ``hello`` names the session in ``resume``; ``timeout`` is in seconds, for each
     answer.  Raises BrokerError.
     """
-    client = Client.connect(state)
+    try:
+        client = lost.again()
+    except OSError as problem:
+        raise BrokerError(f"no broker is there any more: {problem.strerror}") from problem
     try:
         client.hello(hello)
         client.lease(timeout)
@@ -197,6 +265,18 @@ def _start(state: Path, directory: int, lock: int) -> None:
         )
 
 
+def own_service() -> Service:
+    """Return how a user's own broker is run: with that user's settings."""
+    from safeclaw.daemon.service import Service
+    from safeclaw.daemon.settings import FILE_NAME, Settings, read
+
+    base = os.environ.get("XDG_CONFIG_HOME", "")
+    home = Path(base) if base.startswith("/") else Path.home() / ".config"
+    place = home / "safeclaw" / FILE_NAME
+    settings = read(place) if place.exists() else Settings()
+    return Service(configuration=place.parent, settings=settings)
+
+
 def _embedded(state: Path, directory: int, lock: int, said: int) -> NoReturn:
     """Be the broker: a session of its own, nothing inherited, until the last supervisor ends."""
     status = 1
@@ -223,7 +303,7 @@ def _embedded(state: Path, directory: int, lock: int, said: int) -> NoReturn:
 
         gc.freeze()
         gc.enable()
-        Broker(state, listener).run()
+        Broker(state, listener, service=own_service()).run()
         status = 0
     except OSError as problem:
         with contextlib.suppress(OSError):

@@ -31,7 +31,6 @@ class Kill(_Request, frozen=True, tag="kill"):
 
     agent: str | None
     why: str = ""
-    everybody: bool = False
 
 
 class Resume(_Request, frozen=True, tag="resume"):
@@ -39,7 +38,6 @@ class Resume(_Request, frozen=True, tag="resume"):
 
     agent: str | None
     why: str = ""
-    everybody: bool = False
 
 
 class ListApprovals(_Request, frozen=True, tag="approvals"):

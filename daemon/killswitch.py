@@ -40,11 +40,9 @@ class KillSwitch:
     """The orders in force, as the file has them."""
 
     def __init__(self, state: Path) -> None:
-        """Read the file; raises BrokerError when there is one that cannot be understood."""
         self._path = state / FILE_NAME
         self._seen: tuple[int, int] | None = None
         self._switches: tuple[Switch, ...] = ()
-        self._refresh()
 
     def _refresh(self) -> None:
         """Read the file again if it is another: ``safeclaw kill`` writes it when we are stuck."""

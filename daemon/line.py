@@ -22,7 +22,7 @@ from typing import Protocol
 
 from safeclaw.daemon import protocol
 from safeclaw.daemon.channel import Channel
-from safeclaw.errors import BrokerError
+from safeclaw.errors import BrokerError, BrokerGoneError
 
 #: How long an attempt waits for a broker that does not answer, in seconds.
 GRACE = 5.0
@@ -323,13 +323,13 @@ class Line:
             try:
                 channel, lease = reconnect()
                 break
-            except BrokerError as problem:
-                self.lose(problem.message)
-            except OSError:
+            except (OSError, BrokerGoneError):
                 if time.monotonic() >= deadline:
                     self.lose(f"the broker has gone, and is not back after {self._grace:g} s")
                 else:
                     time.sleep(_LOOK_AGAIN)  # nothing tells when somebody listens again
+            except BrokerError as problem:
+                self.lose(problem.message)
         else:
             return False
         # INVARIANT: whoever holds ``sending`` while the broker is away lets go of it at once.

@@ -70,9 +70,12 @@ class Registry:
     """The agents on file.  Every change is on disk when the method returns."""
 
     def __init__(self, state: Path, clock: Callable[[], float]) -> None:
-        """Read the file; raises BrokerError when there is one that cannot be understood."""
         self._path = state / FILE_NAME
         self._clock = clock
+        self._agents: dict[str, Agent] = {}
+
+    def load(self) -> None:
+        """Read the file; raises BrokerError when there is one that cannot be understood."""
         found = statefile.read(self._path, tuple[Agent, ...], ())
         self._agents = {agent.name: agent for agent in found}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import hashlib
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,8 +18,10 @@ import msgspec
 from safeclaw.daemon import protocol
 from safeclaw.daemon.channel import Channel
 from safeclaw.daemon.journal.record import Entry, PolicyRef, RecordType, Template
+from safeclaw.daemon.opening import Opening
+from safeclaw.daemon.peer import Peer
 from safeclaw.errors import BrokerError, JournalError
-from safeclaw.policies.document import Assurance, Policy
+from safeclaw.policies.document import Assurance, Effect, Policy
 from safeclaw.policies.model import Decision
 
 #: A session that does not wait is told at least this often how far its records are.
@@ -30,17 +33,29 @@ _TAIL_MAX = 8192
 class Session:
     """One supervisor and its agent."""
 
-    def __init__(self, channel: Channel, *, pid: int, uid: int) -> None:
+    def __init__(self, channel: Channel, peer: Peer) -> None:
         self.channel = channel
-        self.pid = pid
-        self.uid = uid
+        self.peer = peer
+        self.pid = peer.pid
+        self.uid = peer.uid
         self.id: str | None = None
         self.agent: str | None = None
         self.command: tuple[str, ...] = ()
         self.workspace = ""
         self.observe = False
         self.strict = False
+        #: It runs a registered agent, on this key.
+        self.registered = False
+        self.key = ""
+        self.started = 0.0
+        #: When it was told to stop, on the monotonic clock.
+        self.killed: float | None = None
         self._policy: PolicyRef | None = None
+        self._asking_rules: frozenset[str] = frozenset()
+        #: Policies that it was given and has not adopted yet.
+        self.offered: list[Policy] = []
+        #: How many attempts of each fingerprint a person has allowed, and are not recorded yet.
+        self.answered: collections.Counter[str] = collections.Counter()
         #: The last number taken; what the journal held already when it was resumed.
         self.number = 0
         self.recorded = 0
@@ -60,15 +75,53 @@ class Session:
         self._denials = 0
         self._tails: dict[bytes, tuple[Template, bool]] = {}
 
-    def open(self, hello: protocol.Hello, policy: Policy) -> None:
+    def open(self, hello: protocol.Hello, opening: Opening) -> None:
         """Begin, under a policy."""
         self.id = os.urandom(8).hex()
-        self.agent = hello.agent
+        self.agent = opening.agent
+        self.registered = opening.registered
+        self.key = opening.key
+        self.started = time.time()
         self.command = hello.command
         self.workspace = hello.workspace
         self.observe = hello.observe
+        self._under(opening.policy)
+
+    def _under(self, policy: Policy) -> None:
         self.strict = policy.assurance is Assurance.STRICT
         self._policy = PolicyRef(policy.name, policy.sha256, policy.version)
+        self._asking_rules = frozenset(
+            rule.id for rule in policy.rules if rule.effect is Effect.ASK
+        )
+        self._tails.clear()
+
+    @property
+    def policy_sha256(self) -> str:
+        """The hash of the policy in force."""
+        return self._policy.sha256 if self._policy is not None else ""
+
+    @property
+    def policy_name(self) -> str:
+        """The name of the policy in force."""
+        return self._policy.name if self._policy is not None else ""
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many decisions were taken in, and how many of them are denials."""
+        return self._decisions, self._denials
+
+    def adopt(self, message: protocol.Adopted) -> Entry:
+        """Go on under a policy that was offered; BrokerError for any other."""
+        previous = self.policy_sha256
+        if message.sha256 != previous:
+            found = [one for one in self.offered if one.sha256 == message.sha256]
+            if not found:
+                raise BrokerError("a policy was adopted that was not offered")
+            self.offered.clear()
+            self._under(found[-1])
+        return self._entry(
+            RecordType.POLICY_LOAD, attempt=message.number, detail={"previous": previous}
+        )
 
     def resume(self, ident: str, journal: Path) -> None:
         """Go on with a session whose broker was lost, after what the journal holds of it."""
@@ -81,6 +134,8 @@ class Session:
                     self.recorded = max(self.recorded, record.attempt)
                 if record.type is RecordType.SESSION_END:
                     self.ended = True
+                if record.subject is not None and record.subject.uid not in (None, self.uid):
+                    raise BrokerError("the session is another user's")
                 if record.type is RecordType.DECISION:
                     self._decisions += 1
                     self._denials += record.decision != "allow"
@@ -88,6 +143,16 @@ class Session:
             raise BrokerError(problem.message) from problem
         self.number = self.recorded
         self.acknowledged = self.marked = self.durable = 0
+
+    def _used(self, fingerprint: str | None, decision: str | None, rule: str | None) -> bool:
+        """Note that an approved attempt was made; False when nobody has approved it."""
+        # what was answered before a restart is in the chain, and not counted again
+        if decision != "allow" or rule not in self._asking_rules or self.recorded:
+            return True
+        if self.answered[fingerprint or ""] <= 0:
+            return False
+        self.answered[fingerprint or ""] -= 1
+        return True
 
     def wants_acknowledgement(self) -> bool:
         """Whether the supervisor should be told now."""
@@ -106,9 +171,12 @@ class Session:
         known = self._tails.get(tail)
         if known is None:
             message = self._decode(data)
+            if not self._used(message.fingerprint, message.decision.value, message.rule):
+                raise BrokerError("an attempt was allowed that nobody has approved")
             known = make(self._decided(message)), message.decision is not Decision.ALLOW
-            # a program's arguments can be megabytes: such a tail will hardly come again
-            if len(tail) <= _TAIL_MAX:
+            # a program's arguments can be megabytes: such a tail will hardly come again;
+            # and what was approved is looked at each time
+            if len(tail) <= _TAIL_MAX and message.rule not in self._asking_rules:
                 if len(self._tails) >= _TAILS_MAX:
                     self._tails.clear()
                 self._tails[tail] = known
@@ -155,6 +223,7 @@ class Session:
             "observe": self.observe,
             "supervisor": self.pid,
             "walls": message.walls,
+            **({"key": self.key, "registered": True} if self.registered else {}),
             "workspace": self.workspace,
         }
         return self._entry(RecordType.SESSION_START, attempt=message.number, detail=detail)

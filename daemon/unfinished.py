@@ -16,10 +16,13 @@ from safeclaw.daemon.journal.recovery import Unfinished
 _LOST = "the broker and the supervisor of this session died: its last records may be missing"
 
 
-def closing(sessions: Iterable[Unfinished]) -> Iterator[Entry]:
-    """Yield what closes the sessions for which nobody speaks any more."""
+def closing(sessions: Iterable[Unfinished], *, gone: bool = False) -> Iterator[Entry]:
+    """Yield what closes the sessions for which nobody speaks any more.
+
+    ``gone`` says that all of these had their time to come back.
+    """
     for session in sessions:
-        if alive(session):
+        if not gone and alive(session):
             continue
         yield Entry(
             type=RecordType.RECOVERY,

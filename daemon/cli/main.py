@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import os
 import sys
 from collections.abc import Callable
@@ -18,13 +19,31 @@ from safeclaw.errors import SafeclawError
 USAGE = """\
 usage: safeclaw COMMAND [OPTION…]
 
-  run      run an agent in walls, under a policy, with a record
-  policy   check, explain, test and suggest policies
-  audit    show and verify the journal
-  doctor   say what this host offers, and what is missing
+  run        run an agent in walls, under a policy, with a record
+  policy     check, explain, test and suggest policies
+  audit      show and verify the journal
+  agent      register agents, give and take their keys
+  approvals  answer what waits for a person
+  kill       stop an agent, or all, at once; resume lets them run again
+  resume     let an agent, or all, run again
+  status     say how the broker is
+  doctor     say what this host offers, and what is missing
 
 safeclaw COMMAND --help says more.
 """
+
+
+#: What each verb is, imported only when it is used.
+_VERBS = {
+    "agent": "safeclaw.daemon.cli.agent:agent_group",
+    "approvals": "safeclaw.daemon.cli.approvals:approvals_group",
+    "audit": "safeclaw.daemon.cli.audit:audit_group",
+    "doctor": "safeclaw.daemon.cli.doctor:doctor_command",
+    "kill": "safeclaw.daemon.cli.kill:kill_command",
+    "policy": "safeclaw.daemon.cli.policy:policy_group",
+    "resume": "safeclaw.daemon.cli.kill:resume_command",
+    "status": "safeclaw.daemon.cli.status:status_command",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -102,18 +121,10 @@ def _dispatch(words: list[str]) -> int:
     match verb:
         case "run":
             return _run(words[1:])
-        case "policy":
-            from safeclaw.daemon.cli.policy import policy_group
-
-            return _click(policy_group, words)
-        case "audit":
-            from safeclaw.daemon.cli.audit import audit_group
-
-            return _click(audit_group, words)
-        case "doctor":
-            from safeclaw.daemon.cli.doctor import doctor_command
-
-            return _click(doctor_command, words)
+        case _ if verb in _VERBS:
+            module, _, name = _VERBS[verb].partition(":")
+            command: Callable[..., object] = getattr(importlib.import_module(module), name)
+            return _click(command, words)
         case "--version" | "-V":
             from importlib.metadata import version
 

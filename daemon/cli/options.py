@@ -16,11 +16,16 @@ Runs COMMAND in walls, under a policy, with a record of every attempt.
 
   --policy FILE|NAME       the policy; else .safeclaw/policy.yaml, else the shipped default
   --workspace DIR          where the agent works; else the current directory
-  --agent NAME             the agent's name in the record; else the command's
+  --agent NAME             the agent's name in the record; else the command's.  A registered
+                           agent's key is taken from SAFECLAW_API_KEY or the unit's credentials
+  --broker auto|system|embedded|SOCKET
+                           who decides and records; auto: the system's, else one of your own
+  --no-prompt              ask nothing on the terminal: approvals come from elsewhere
   --observe                record what would be denied, but allow it
   --isolation full         the walls: every layer
   --allow-degraded LAYER   go on without a layer that this host cannot put up
-  --grace SECONDS          how long to wait for a broker that does not answer; else 5
+  --grace SECONDS          how long to wait for a broker that does not answer; else 5,
+                           or what the system's broker says
   -v, --verbose            print the walls
   -h, --help               print this
 
@@ -39,7 +44,9 @@ class Options(msgspec.Struct, frozen=True):
     observe: bool = False
     isolation: str = "full"
     allow_degraded: tuple[str, ...] = ()
-    grace: float = 5.0
+    grace: float | None = None
+    broker: str = "auto"
+    prompt: bool = True
     verbose: bool = False
     help: bool = False
 
@@ -59,7 +66,7 @@ def parse(words: list[str]) -> Options:
             break
         rest.pop(0)
         name, equals, value = word.partition("=")
-        if word in ("-v", "--verbose", "--observe", "-h", "--help"):
+        if word in ("-v", "--verbose", "--observe", "--no-prompt", "-h", "--help"):
             flags.add(word)
             continue
         if name not in (
@@ -69,6 +76,7 @@ def parse(words: list[str]) -> Options:
             "--isolation",
             "--allow-degraded",
             "--grace",
+            "--broker",
         ):
             raise UsageError(
                 f"{printable(word)}: no such option of safeclaw run",
@@ -103,9 +111,18 @@ def parse(words: list[str]) -> Options:
         agent=values.get("--agent"),
         observe="--observe" in flags,
         isolation=isolation,
-        grace=_seconds(values.get("--grace", "5")),
+        grace=_seconds(values["--grace"]) if "--grace" in values else None,
+        broker=broker_choice(values.get("--broker", "auto")),
+        prompt="--no-prompt" not in flags,
         verbose=bool(flags & {"-v", "--verbose"}),
     )
+
+
+def broker_choice(text: str) -> str:
+    """Return the value of ``--broker``; UsageError."""
+    if text not in ("auto", "system", "embedded") and "/" not in text:
+        raise UsageError(f"--broker {printable(text)}: auto, system, embedded or a socket's path")
+    return text
 
 
 def _seconds(text: str) -> float:

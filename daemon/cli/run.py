@@ -10,14 +10,21 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from safeclaw.daemon import client, display, protocol
+from safeclaw.daemon.channel import Channel
 from safeclaw.daemon.cli.options import USAGE, Options, parse
 from safeclaw.daemon.gate import Gate
+from safeclaw.daemon.line import GRACE, Reconnect
 from safeclaw.errors import SafeclawError, UsageError
 from safeclaw.policies.model import Attempt, Verdict, printable
+
+if TYPE_CHECKING:
+    from safeclaw.policies.compiled import CompiledPolicy
+    from safeclaw.policies.document import Policy
 
 
 def run(words: list[str]) -> int:
@@ -29,7 +36,7 @@ def run(words: list[str]) -> int:
     workspace = _workspace(options)
     state = client.state_directory(dict(os.environ))
     # The broker is forked before anything else is imported, and imports on its own.
-    connection = client.Client.connect(state)
+    connection = client.Client.choose(options.broker, state)
     try:
         return _Run(options, workspace, state, connection).run()
     finally:
@@ -45,6 +52,19 @@ def _workspace(options: Options) -> Path:
             f"the workspace {printable(str(given))} cannot be used: {problem.strerror}",
             hint="--workspace DIR names another one",
         ) from problem
+
+
+def _credential() -> str:
+    """Return a registered agent's key: from the unit's credentials, else the environment."""
+    place = os.environ.get("CREDENTIALS_DIRECTORY")
+    if place:
+        try:
+            return (Path(place) / "api-key").read_text().strip()
+        except FileNotFoundError:
+            pass
+        except (OSError, UnicodeDecodeError) as problem:
+            raise UsageError(f"the credential api-key cannot be read: {problem}") from problem
+    return os.environ.get("SAFECLAW_API_KEY", "").strip()
 
 
 def _home() -> Path:
@@ -73,6 +93,8 @@ class _Run:
         self._kill_lock = threading.Lock()
         self._kill: Callable[[], None] | None = None
         self._signalled = 0
+        self._by_switch = False
+        self._kill_reason = ""
         self._observe = options.observe
 
     def run(self) -> int:
@@ -80,7 +102,11 @@ class _Run:
         from safeclaw.policies import source
 
         options = self._options
-        name, text = source.find(options.policy, self._workspace)
+        credential = _credential() if options.agent is not None else ""
+        if credential and options.policy is None:
+            name, text = "", b""
+        else:
+            name, text = source.find(options.policy, self._workspace)
         parents = source.gather(name, text)
         hello = protocol.Hello(
             protocol.VERSION,
@@ -92,6 +118,7 @@ class _Run:
             options.observe,
             policy_parents=parents,
             home=printable(os.path.realpath(_home())),
+            credential=credential,
         )
         self._client.hello(hello)
         # While the broker reads the policy and opens the journal:
@@ -103,19 +130,31 @@ class _Run:
         runtime = kept.runtime(str(self._state))
         lease = self._client.lease()
         policy = lease.policy
-        context = source.context(
-            policy,
-            workspace=self._workspace,
-            home=_home(),
-            protected=(*lease.protected, str(self._state)),
-            read_only=tuple(self._in_force(name, *(parent.name for parent in parents))),
-            path=os.environ.get("PATH"),
-            runtime=runtime,
-        )
         command = self._command()
-        compiled = compile_policy(
-            policy, launching.with_programs(context, command, len(options.command)), runtime
-        )
+        files = (*self._in_force(name, *(parent.name for parent in parents)), *lease.read_only)
+
+        def compiled_for(policy: Policy) -> CompiledPolicy:
+            context = source.context(
+                policy,
+                workspace=self._workspace,
+                home=_home(),
+                protected=(*lease.protected, str(self._state), *client.SYSTEM_PLACES),
+                read_only=files,
+                path=os.environ.get("PATH"),
+                runtime=runtime,
+            )
+            known = launching.with_programs(context, command, len(options.command))
+            return compile_policy(policy, known, runtime)
+
+        def adopt(policy: Policy) -> tuple[CompiledPolicy, bool, bool]:
+            display.tell(
+                f"safeclaw: policy {printable(policy.name)} {policy.sha256[:12]} is in force from "
+                "now on; files and networks it adds need a new session"
+            )
+            observes = options.observe or policy.mode is Mode.OBSERVE
+            return compiled_for(policy), policy.assurance is Assurance.STRICT, observes
+
+        compiled = compiled_for(policy)
         observe = self._observe = options.observe or policy.mode is Mode.OBSERVE
         gate = Gate(
             self._client.channel,
@@ -124,12 +163,19 @@ class _Run:
             on_denied=self._denied,
             strict=policy.assurance is Assurance.STRICT,
             observe=observe,
-            grace=options.grace,
+            grace=(lease.reconnect or GRACE) if options.grace is None else options.grace,
             on_started=self._show_walls if options.verbose else None,
             on_limit=self._limited,
+            on_asked=self._asked,
+            on_killed=self._killed,
+            adopt=adopt,
+            adopted=policy.sha256,
+            reconnect=self._reconnect(hello, lease) if lease.reconnect else None,
         )
         status: int | None = None
         reason = "the session could not be started"
+        if options.verbose:
+            display.tell(f"safeclaw: broker: {self._broker_in_words()}")
         # Ctrl-C is for the agent, which is in the same terminal; its status is ours.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGQUIT, signal.SIG_IGN)
@@ -142,11 +188,11 @@ class _Run:
             gc.enable()
             with self._kill_lock:
                 self._kill = session.kill
-            if gate.lost is not None:
+            if gate.lost is not None or self._by_switch:
                 session.kill()
             self._pass_on(session.kill)
             status = session.wait()
-            reason = "the agent has ended"
+            reason = self._kill_reason or "the agent has ended"
             if self._signalled:
                 status = self._signalled
                 reason = f"stopped by {signal.Signals(status - 128).name}"
@@ -188,7 +234,7 @@ class _Run:
         self._client.finish(timeout=1.0)
         try:
             client.recover(
-                self._state,
+                self._client,
                 msgspec.structs.replace(hello, resume=lease.session),
                 gate.unacknowledged,
                 reason=lost,
@@ -202,6 +248,43 @@ class _Run:
                 f"safeclaw: nobody confirms the last {count} records, nor the session's end"
             )
 
+    def _broker_in_words(self) -> str:
+        place = self._client.socket
+        whose = f"your own, state {self._client.state}" if place is None else f"at {place}"
+        return f"pid {self._client.broker_pid} ({whose})"
+
+    def _reconnect(self, hello: protocol.Hello, lease: protocol.Lease) -> Reconnect:
+        """Return how a broker that was restarted is found again."""
+
+        def again() -> tuple[Channel, protocol.Lease]:
+            found = self._client.again()
+            try:
+                found.hello(msgspec.structs.replace(hello, resume=lease.session))
+                resumed = found.lease()
+            except BaseException:
+                found.channel.close()
+                raise
+            self._client.channel, self._client.broker_pid = found.channel, found.broker_pid
+            return found.channel, resumed
+
+        return again
+
+    def _asked(self, asked: protocol.Asked, attempt: Attempt) -> None:
+        from safeclaw.daemon.cli import prompt
+
+        prompt.tell(asked, attempt)
+        if self._options.prompt:
+            prompt.start(asked, attempt, self._client)
+
+    def _killed(self, reason: str) -> None:
+        """Kill the agent: somebody has thrown the switch."""
+        self._kill_reason = f"kill switch: {reason}"
+        with self._kill_lock:
+            self._by_switch = True
+            if self._kill is not None:
+                self._kill()
+        display.tell(f"safeclaw: {printable(reason)}; the agent is stopped")
+
     def _lost(self, reason: str) -> None:
         """Kill the agent: nobody is there to decide for it."""
         with self._kill_lock:
@@ -209,13 +292,12 @@ class _Run:
                 self._kill()
         display.tell(
             f"safeclaw: {printable(reason)}; nothing is allowed any more, the agent is stopped\n"
-            f"hint: the broker is pid {self._client.broker_pid}, its state {self._state}"
+            f"hint: the broker is {self._broker_in_words()}"
         )
 
     def _denied(self, attempt: Attempt, verdict: Verdict) -> None:
         workspace = str(self._workspace)
-        line = display.denial_line(attempt, verdict, workspace, observed=self._observe)
-        display.tell(line, patient=False)
+        display.tell(display.denial_line(attempt, verdict, workspace, observed=self._observe))
 
     @staticmethod
     def _limited(name: str, reason: str) -> None:

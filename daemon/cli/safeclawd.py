@@ -1,20 +1,42 @@
-"""``safeclawd``: a broker that stays, for one state directory, in the foreground."""
+"""``safeclawd``: a broker that stays, in the foreground: one user's own, or the system's."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import resource
+import socket
 import sys
 from pathlib import Path
+
+import msgspec
 
 from safeclaw.errors import BrokerError, SafeclawError, UsageError
 
 USAGE = """\
 usage: safeclawd [--state DIR]
+       safeclawd --system [--state DIR] [--config DIR] [--socket PATH]
 
-Serves sessions of the user who runs it until SIGTERM.  DIR is by default
+Decides for agents, and records what they do, until SIGTERM.  SIGHUP has it read the
+policies again.
+
+Without --system it serves the user who runs it; DIR is by default
 $XDG_STATE_HOME/safeclaw, where safeclaw run looks.
+
+  --system       serve every user that the groups safeclaw, safeclaw-admin and
+                 safeclaw-audit let in; the socket is taken from systemd, else made
+  --state DIR    the state; else $STATE_DIRECTORY, else /var/lib/safeclaw
+  --config DIR   safeclawd.yaml and policies/; else /etc/safeclaw
+  --socket PATH  where to listen without systemd; else /run/safeclaw/broker.sock
 """
+_OPTIONS = ("--state", "--config", "--socket")
+
+
+class _Options(msgspec.Struct, frozen=True):
+    system: bool = False
+    state: Path | None = None
+    config: Path = Path("/etc/safeclaw")
+    socket: Path = Path("/run/safeclaw/broker.sock")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -24,27 +46,39 @@ def main(arguments: list[str] | None = None) -> int:
     fill_standard_descriptors()
     words = sys.argv[1:] if arguments is None else arguments
     try:
-        return _serve(words)
+        if words in (["--help"], ["-h"]):
+            sys.stdout.write(USAGE)
+            return 0
+        options = _parse(words)
+        return _serve_system(options) if options.system else _serve_own(options)
     except SafeclawError as problem:
         complain(problem)
         return problem.exit_status
 
 
-def _serve(words: list[str]) -> int:
+def _parse(words: list[str]) -> _Options:
+    values: dict[str, Path] = {}
+    system = False
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        if word == "--system":
+            system = True
+        elif name in _OPTIONS and (equals or rest):
+            values[name[2:]] = Path(value if equals else rest.pop(0)).absolute()
+        else:
+            raise UsageError(f"safeclawd: {word}: not understood", hint="safeclawd --help")
+    if not system and values.keys() - {"state"}:
+        raise UsageError("--config and --socket go with --system", hint="safeclawd --help")
+    return msgspec.structs.replace(_Options(system=system), **values)
+
+
+def _serve_own(options: _Options) -> int:
     from safeclaw.daemon import channel, client
     from safeclaw.daemon.broker import Broker
 
-    state = client.state_directory(dict(os.environ))
-    match words:
-        case []:
-            pass
-        case ["--state", given]:
-            state = Path(given).absolute()
-        case ["--help" | "-h"]:
-            sys.stdout.write(USAGE)
-            return 0
-        case _:
-            raise UsageError("safeclawd takes --state DIR only", hint="safeclawd --help")
+    state = options.state or client.state_directory(dict(os.environ))
     client.prepare(state)
     os.umask(0o077)
     try:
@@ -62,8 +96,49 @@ def _serve(words: list[str]) -> int:
             os.close(directory)
     except OSError as problem:
         raise BrokerError(f"cannot serve {state}: {problem.strerror}") from problem
-    Broker(state, listener, stay=True).run()
+    Broker(state, listener, stay=True, service=client.own_service()).run()
     return 0
+
+
+def _serve_system(options: _Options) -> int:
+    from safeclaw.daemon import client, settings
+    from safeclaw.daemon.broker import Broker
+    from safeclaw.daemon.service import Service, inherited_listener
+
+    given = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    state = options.state or Path(given or "/var/lib/safeclaw")
+    read = settings.read(options.config / settings.FILE_NAME)
+    # What the journal holds is for the audit group to read; all else has a mode of its own.
+    os.umask(0o027)
+    try:
+        state.mkdir(mode=0o750, exist_ok=True)
+        listener = inherited_listener() or _listen(options.socket)
+    except OSError as problem:
+        where = problem.filename or state
+        raise BrokerError(f"cannot serve {where}: {problem.strerror}") from problem
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    service = Service(
+        configuration=options.config,
+        settings=read,
+        groups=read.groups,
+        protected=(*client.SYSTEM_PLACES, str(options.config), str(options.socket.parent)),
+    )
+    Broker(state, listener, stay=True, service=service).run()
+    return 0
+
+
+def _listen(path: Path) -> socket.socket:
+    """Listen for everybody: who may do what is decided by who they are."""
+    from safeclaw.daemon import channel
+
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        listener = channel.listen(directory, path.name)
+        os.chmod(path, 0o666)
+    finally:
+        os.close(directory)
+    return listener
 
 
 if __name__ == "__main__":

@@ -55,6 +55,10 @@ class BrokerError(SafeclawError):
     """The broker cannot be reached, or refuses."""
 
 
+class BrokerGoneError(BrokerError):
+    """The broker does not answer, or has gone: another one may come."""
+
+
 class JournalError(SafeclawError):
     """The journal cannot be opened, written or read."""
 

@@ -300,7 +300,7 @@ def test_a_killed_broker_stops_everything_and_the_next_writes_what_was_missing(
     assert not session.gate.end("done", 0)
     session.client.finish()
     clients.recover(
-        state,
+        session.client,
         hello(resume=session.lease.session),
         session.gate.unacknowledged,
         reason=session.lost[0],
@@ -376,7 +376,11 @@ def test_a_broker_that_cannot_write_says_why_and_nothing_is_allowed(state: Path)
     session.close()
     os.waitpid(session.client.broker_pid, 0)
     clients.recover(
-        state, hello(resume=session.lease.session), tail, reason=session.lost[0], status=137
+        session.client,
+        hello(resume=session.lease.session),
+        tail,
+        reason=session.lost[0],
+        status=137,
     )
     attempts = [record.attempt for record in records(state, RecordType.DECISION)]
     assert attempts == list(range(2, len(attempts) + 2))

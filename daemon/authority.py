@@ -1,0 +1,450 @@
+"""What the broker decides about sessions, besides their records: who, under what, until when.
+
+It belongs to the broker and runs in its main thread.  It holds the registry, the kill
+switch, the approvals and the policies in force; it owns no socket: what is to be sent
+or recorded goes through the :class:`Services` of the broker.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+from safeclaw.daemon import control, hooks, kept, protocol
+from safeclaw.daemon.approvals import Approvals, Asker, Grant, Question, Scope, new_name
+from safeclaw.daemon.inforce import Change, InForce
+from safeclaw.daemon.journal.record import Entry, RecordType
+from safeclaw.daemon.killswitch import KillSwitch, Switch
+from safeclaw.daemon.opening import Opening
+from safeclaw.daemon.peer import Access, Peer, Role, user_name
+from safeclaw.daemon.registry import Registry
+from safeclaw.daemon.sessions import Session
+from safeclaw.daemon.settings import Settings
+from safeclaw.errors import BrokerError
+from safeclaw.policies.document import Policy
+from safeclaw.policies.model import Decision, printable
+
+#: How many refusals of one user are recorded in a minute; then only their number.
+_REFUSALS_A_MINUTE = 60
+
+
+class Services(Protocol):
+    """What the broker does for its authority."""
+
+    def append(self, entry: Entry) -> None:
+        """Append a record."""
+        ...
+
+    def sessions(self) -> Iterable[Session]:
+        """Return the sessions that run."""
+        ...
+
+    def post(self, session: Session, message: protocol.ToSupervisor) -> None:
+        """Send a message now."""
+        ...
+
+    def post_durable(self, session: Session, message: protocol.ToSupervisor) -> None:
+        """Send a message once all that is appended is on disk."""
+        ...
+
+
+class Authority:
+    """See the module.  ``system`` files (registry, kill switch) are in the state directory."""
+
+    def __init__(
+        self,
+        state: Path,
+        access: Access,
+        settings: Settings,
+        services: Services,
+        configuration: Path,
+    ) -> None:
+        self.access = access
+        self.settings = settings
+        self.registry = Registry(state, time.time)
+        self.switch = KillSwitch(state)
+        self.approvals = Approvals()
+        self.policies = InForce(state, configuration / "policies")
+        self._state = state
+        self._services = services
+        self._refusals: dict[int, tuple[float, int]] = {}
+
+    def load(self) -> None:
+        """Read what is on file; raises BrokerError when something is damaged."""
+        self.registry.load()
+        _ = self.switch.switches
+
+    # ---- sessions
+
+    def open(self, peer: Peer, hello: protocol.Hello) -> Opening:
+        """Return what a session may open with.  SafeclawError, after recording the refusal."""
+        try:
+            self._may_run(peer)
+            opening = self._opening(peer, hello)
+            order = self.switch.against(peer.uid, opening.agent)
+            if order is not None:
+                raise BrokerError(
+                    f"the kill switch is on: {order}",
+                    hint=f"safeclaw resume {order.agent or '--all'}",
+                )
+        except BrokerError as problem:
+            what = {"what": f"{hello.agent}: {' '.join(hello.command)}"}
+            self.refused(peer, "session.start", what, problem.message, agent=hello.agent)
+            raise
+        return opening
+
+    def _may_run(self, peer: Peer) -> None:
+        if Role.RUN in self.access.roles(peer):
+            return
+        raise BrokerError(
+            f"{user_name(peer.uid)} may not start sessions with the system's broker",
+            hint=f"as root: usermod -aG {self.settings.groups.run} {user_name(peer.uid)}; or "
+            "safeclaw run --broker embedded, with a journal of one's own",
+        )
+
+    def _opening(self, peer: Peer, hello: protocol.Hello) -> Opening:
+        agent = self.registry.find(hello.agent)
+        if agent is None and not hello.credential:
+            policy = kept.policy(
+                str(self._state), hello.policy_name, hello.policy_text, hello.policy_parents
+            )
+            return Opening(hello.agent, policy)
+        # SAFETY: a session that only calls itself like a registered agent would stand in the
+        # record as that agent.
+        known, key = self.registry.authenticate(hello.agent, hello.credential, peer.uid)
+        if hello.policy_text:
+            raise BrokerError(
+                f"{known.name} is registered: its policy is {known.policy}, and no other",
+                hint=f"without --policy, or safeclaw agent set-policy {known.name} POLICY",
+            )
+        found = self.policies.get(known.policy)
+        return Opening(known.name, found.policy, found.files, registered=True, key=key.id)
+
+    def ended(self, session: Session) -> None:
+        """Forget what only the session needed."""
+        if session.id is None:
+            return
+        for question in self.approvals.withdraw(session.id, None):
+            self._record(question, "withdrawn", reason="the session has ended")
+        self.approvals.forget_session(session.id)
+
+    # ---- approvals
+
+    def ask(self, session: Session, message: protocol.Ask) -> None:
+        """Answer from a grant, or put the question before people."""
+        now = time.time()
+        assert session.id is not None
+        assert session.agent is not None
+        asker = Asker(session.id, session.uid, session.agent, session.policy_sha256)
+        grant = self.approvals.granted(asker, message.fingerprint, now)
+        question = self.approvals.same(asker, message.fingerprint)
+        if grant is None and question is not None:
+            self.approvals.ask(question, message.ticket)
+            asked = protocol.Asked(message.ticket, question.id, max(0.0, question.until - now))
+            self._services.post(session, asked)
+            return
+        question = Question(
+            id=new_name(self.approvals) if grant is None else grant.id,
+            asker=asker,
+            action=message.action,
+            target=message.target,
+            fingerprint=message.fingerprint,
+            rule=message.rule,
+            reason=message.reason,
+            exe=message.exe,
+            pid=message.pid,
+            asked=now,
+            until=now + self.settings.approval_timeout,
+            registered=session.registered,
+        )
+        if grant is not None:
+            self._record(question, "used", by=grant.by, detail={"scope": grant.scope.value})
+            self._answer(session, question, [message.ticket], grant, "")
+            return
+        if self.approvals.full(session.id):
+            self._record(question, "refused", reason="too many questions wait already")
+            self._answer(session, question, [message.ticket], None, "too many questions wait")
+            return
+        self.approvals.ask(question, message.ticket)
+        self._record(question, "asked", detail={"seconds": int(self.settings.approval_timeout)})
+        asked = protocol.Asked(message.ticket, question.id, self.settings.approval_timeout)
+        self._services.post(session, asked)
+        problem = hooks.spawn(self.settings.approval_hook, shown(question, now))
+        if problem is not None:
+            self._record(question, "hook-failed", reason=printable(problem))
+
+    def withdraw(self, session: Session, ticket: int) -> None:
+        """Take in that nobody waits any more."""
+        if session.id is not None:
+            for question in self.approvals.withdraw(session.id, ticket):
+                self._record(question, "withdrawn", reason="nobody waits for it any more")
+
+    def settle(self, peer: Peer, request: control.Approve | control.Refuse) -> None:
+        """Take in a person's answer.  BrokerError."""
+        question = self.approvals.find(request.id)
+        if question is None or not self.may_answer(peer, question):
+            raise BrokerError(
+                f"no question is called {printable(request.id)}", hint="safeclaw approvals"
+            )
+        now = time.time()
+        grant = None
+        detail: dict[str, object] = {}
+        if isinstance(request, control.Approve):
+            try:
+                scope = Scope(request.scope)
+            except ValueError:
+                raise BrokerError(f"no such scope: {request.scope}") from None
+            if (scope is Scope.TIME) != (request.seconds > 0):
+                raise BrokerError("an approval for a time needs the number of seconds, above 0")
+            until = now + request.seconds if scope is Scope.TIME else None
+            grant = Grant(question.id, scope, question.asker, question.fingerprint, until, peer.uid)
+            detail = {"scope": scope.value}
+            if request.seconds:
+                detail["seconds"] = request.seconds
+        tickets = self.approvals.settle(question, grant)
+        detail["tickets"] = len(tickets)
+        event = "refused" if grant is None else "approved"
+        self._record(
+            question, event, by=peer.uid, reason=printable(request.why) or None, detail=detail
+        )
+        session = self._session(question.asker.session)
+        if session is not None:
+            self._answer(session, question, tickets, grant, request.why or "", by=peer.uid)
+
+    def may_answer(self, peer: Peer, question: Question) -> bool:
+        """Whether a person may see and answer a question.
+
+        SAFETY: for a registered agent only an administrator: its own user must not be the
+        one who says yes.
+        """
+        roles = self.access.roles(peer)
+        if Role.ADMIN in roles:
+            return True
+        return Role.RUN in roles and peer.uid == question.asker.uid and not question.registered
+
+    def _answer(
+        self,
+        session: Session,
+        question: Question,
+        tickets: list[int],
+        grant: Grant | None,
+        why: str,
+        by: int | None = None,
+    ) -> None:
+        if grant is not None:
+            reason = f"approved by {user_name(grant.by)} ({grant.scope}, {question.id})"
+            decision = Decision.ALLOW
+            session.answered[question.fingerprint] += len(tickets)
+        else:
+            who = f"refused by {user_name(by)}" if by is not None else "not approved"
+            reason = f"{who} ({question.id})"
+            decision = Decision.DENY
+        if why:
+            reason += f": {printable(why)}"
+        for ticket in tickets:
+            self._services.post_durable(session, protocol.Answer(ticket, decision, reason))
+
+    def _record(
+        self,
+        question: Question,
+        event: str,
+        *,
+        by: int | None = None,
+        reason: str | None = None,
+        detail: dict[str, object] | None = None,
+    ) -> None:
+        more = {"approval": question.id, "event": event, **(detail or {})}
+        if by is not None:
+            more["by"] = by
+        self._services.append(
+            Entry(
+                type=RecordType.APPROVAL,
+                session=question.asker.session,
+                agent=question.asker.agent,
+                uid=question.asker.uid,
+                pid=question.pid,
+                exe=question.exe,
+                action=question.action,
+                target=question.target,
+                fingerprint=question.fingerprint,
+                rule=question.rule,
+                reason=reason,
+                detail=more,
+            )
+        )
+
+    # ---- time
+
+    def tick(self, now: float) -> None:
+        """Refuse what nobody has answered in time."""
+        for question in self.approvals.expired(now):
+            tickets = self.approvals.settle(question, None)
+            self._record(question, "expired", detail={"tickets": len(tickets)})
+            session = self._session(question.asker.session)
+            if session is not None:
+                self._answer(session, question, tickets, None, "nobody answered in time")
+
+    def next_tick(self) -> float | None:
+        """Return when :meth:`tick` has something to do, in seconds since the epoch."""
+        return self.approvals.next_expiry()
+
+    # ---- refusals
+
+    def refused(
+        self,
+        peer: Peer,
+        action: str,
+        target: protocol.JsonObject,
+        reason: str,
+        *,
+        agent: str | None = None,
+    ) -> None:
+        """Record that somebody was refused; a flood of it is only counted."""
+        now = time.monotonic()
+        began, count = self._refusals.get(peer.uid, (now, 0))
+        if now - began >= 60:
+            if count > _REFUSALS_A_MINUTE:
+                self._refusal(peer, action, {"what": f"{count} refusals in a minute"}, reason, None)
+            began, count = now, 0
+        if len(self._refusals) > 4096:
+            self._refusals.clear()
+        self._refusals[peer.uid] = (began, count + 1)
+        if count < _REFUSALS_A_MINUTE:
+            self._refusal(peer, action, target, reason, agent)
+
+    def _refusal(
+        self,
+        peer: Peer,
+        action: str,
+        target: protocol.JsonObject,
+        reason: str,
+        agent: str | None,
+    ) -> None:
+        self._services.append(
+            Entry(
+                type=RecordType.DECISION,
+                agent=agent,
+                uid=peer.uid,
+                pid=peer.pid,
+                action=action,
+                target={name: _text(value) for name, value in target.items()},
+                decision=Decision.DENY.value,
+                rule="access-control",
+                reason=printable(reason),
+                enforced_by="broker",
+            )
+        )
+
+    # ---- the kill switch
+
+    def kill(self, peer: Peer, request: control.Kill) -> list[Session]:
+        """Throw the switch; return the sessions that are being stopped.  BrokerError."""
+        single = self._session(request.agent or "")
+        everybody = Role.ADMIN in self.access.roles(peer)
+        uid = None if everybody else peer.uid
+        if single is not None and (everybody or single.uid == peer.uid):
+            hit = [single]
+        else:
+            order = Switch(_now(), peer.uid, printable(request.why), uid, request.agent)
+            # SAFETY: on disk before anybody is stopped: what comes up meanwhile finds it.
+            self.switch.add(order)
+            hit = [
+                session
+                for session in self._services.sessions()
+                if session.agent is not None and order.holds(session.uid, session.agent)
+            ]
+        why = f": {printable(request.why)}" if request.why else ""
+        for session in hit:
+            reason = f"stopped by {user_name(peer.uid)}{why}"
+            self.stop(session, reason)
+        self._order(peer, "stop", request.agent, request.why, [one.id or "" for one in hit], uid)
+        return hit
+
+    def stop(self, session: Session, reason: str) -> None:
+        """Have a session's agent killed, whoever must be killed for it."""
+        session.killed = time.monotonic()
+        self._services.post(session, protocol.Kill(reason))
+
+    def resume(self, peer: Peer, request: control.Resume) -> int:
+        """Lift orders; return how many.  BrokerError."""
+        uid = None if Role.ADMIN in self.access.roles(peer) else peer.uid
+        lifted = list(self.switch.remove(uid, request.agent))
+        if uid is None:
+            # an administrator lifts what users have ordered for themselves, too
+            for one in self.switch.switches:
+                if request.agent in (None, one.agent):
+                    lifted += self.switch.remove(one.uid, one.agent)
+        if not lifted:
+            whom = request.agent or "everybody"
+            raise BrokerError(f"nothing stands against {printable(whom)}", hint="safeclaw status")
+        self._order(peer, "resume", request.agent, request.why, [], uid)
+        return len(lifted)
+
+    def _order(
+        self, peer: Peer, what: str, agent: str | None, why: str, ids: list[str], uid: int | None
+    ) -> None:
+        detail: dict[str, object] = {"order": what, "by": peer.uid, "sessions": list(ids)}
+        if uid is not None:
+            detail["only_uid"] = uid
+        self._services.append(
+            Entry(
+                type=RecordType.KILL,
+                agent=agent,
+                uid=peer.uid,
+                pid=peer.pid,
+                reason=printable(why) or None,
+                detail=detail,
+            )
+        )
+
+    # ---- policies
+
+    def changed(self, changes: list[Change]) -> None:
+        """Put in force what a reload has found, and record it."""
+        for change in changes:
+            self._services.append(change.entry())
+            if change.policy is None:
+                continue
+            for session in self._services.sessions():
+                agent = self.registry.find(session.agent or "") if session.registered else None
+                if agent is not None and agent.policy == change.ref:
+                    self.give(session, change.policy)
+
+    def give(self, session: Session, policy: Policy) -> None:
+        """Put another policy in force for a session that runs."""
+        session.offered.append(policy)
+        self._services.post(session, protocol.Replace(policy))
+
+    # ---- small things
+
+    def _session(self, ident: str) -> Session | None:
+        return next((one for one in self._services.sessions() if ident and one.id == ident), None)
+
+
+def shown(question: Question, now: float) -> dict[str, object]:
+    """Return a question as people and hooks see it."""
+    return {
+        "approval": question.id,
+        "session": question.asker.session,
+        "agent": question.asker.agent,
+        "uid": question.asker.uid,
+        "action": question.action,
+        "target": question.target,
+        "fingerprint": question.fingerprint,
+        "rule": question.rule,
+        "reason": question.reason,
+        "exe": question.exe,
+        "pid": question.pid,
+        "waiting_seconds": int(now - question.asked),
+        "left_seconds": max(0, int(question.until - now)),
+    }
+
+
+def _text(value: object) -> object:
+    return printable(value) if isinstance(value, str) else value
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

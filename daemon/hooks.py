@@ -1,0 +1,62 @@
+"""Commands of the operator's that the broker starts, and does not wait for.
+
+What it has to tell is on the command's standard input, as one line of JSON.  The
+broker never blocks on a hook, and no hook can answer for a person: it may page one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+
+import msgspec
+
+_ENVIRONMENT = ("PATH", "LANG", "HOME")
+_RUNNING_MAX = 32
+_running: list[int] = []
+
+
+def spawn(command: tuple[str, ...], tells: object) -> str | None:
+    """Start a command; return why it could not be."""
+    reap()
+    if not command:
+        return None
+    if len(_running) >= _RUNNING_MAX:
+        return f"{command[0]}: {_RUNNING_MAX} hooks are running already"
+    stdin = os.memfd_create("hook", os.MFD_CLOEXEC)
+    null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):
+            os.write(stdin, msgspec.json.encode(tells) + b"\n")
+            os.lseek(stdin, 0, os.SEEK_SET)
+        environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+        pid = os.posix_spawnp(
+            command[0],
+            command,
+            environment,
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, stdin, 0),
+                (os.POSIX_SPAWN_DUP2, null, 1),
+            ],
+            setsigdef=[signal.SIGPIPE, signal.SIGCHLD, signal.SIGINT, signal.SIGTERM],
+            setpgroup=0,
+        )
+    except OSError as problem:
+        return f"{command[0]}: {problem.strerror}"
+    finally:
+        os.close(stdin)
+        os.close(null)
+    _running.append(pid)
+    return None
+
+
+def reap() -> None:
+    """Let go of the commands that have ended."""
+    for pid in list(_running):
+        try:
+            ended = os.waitpid(pid, os.WNOHANG)[0] != 0
+        except ChildProcessError:
+            ended = True
+        if ended:
+            _running.remove(pid)
