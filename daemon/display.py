@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 
 from safeclaw.policies.model import Attempt, Verdict, describe, printable
 
@@ -33,10 +34,23 @@ def denial_line(
     return text
 
 
-def tell(text: str) -> None:
-    """Write whole lines to stderr, at once, so that they do not mix with the agent's."""
+def tell(text: str, *, patient: bool = True) -> None:
+    """Write whole lines to stderr, at once, so that they do not mix with the agent's.
+
+    Where nobody reads them, ``patient`` waits; else they are lost: whoever calls this in the
+    middle of an attempt is who answers the agent.
+    """
     with contextlib.suppress(OSError):
-        os.write(2, (text + "\n").encode("utf-8", "backslashreplace"))
+        data = (text + "\n").encode("utf-8", "backslashreplace")
+        if patient or (len(data) <= select.PIPE_BUF and _has_room(2)):
+            os.write(2, data)
+
+
+def _has_room(descriptor: int) -> bool:
+    """Whether PIPE_BUF bytes can be written without waiting (poll(2), pipe(7))."""
+    poller = select.poll()
+    poller.register(descriptor, select.POLLOUT)
+    return bool(poller.poll(0))
 
 
 def _short(text: str) -> str:

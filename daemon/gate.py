@@ -34,6 +34,8 @@ from safeclaw.policies.model import (
 from safeclaw.sandbox.gate import Handover
 
 _MEMO_MAX = 32768
+#: How many bytes of records are remembered: an agent chooses how long its paths are.
+_MEMO_BYTES_MAX = 16 * 1024 * 1024
 #: Attempts whose encoding is longer are not remembered (programs with huge argument lists).
 _MEMO_TAIL_MAX = 8192
 
@@ -119,6 +121,7 @@ class Gate:
         self._strict = strict
         self._observe = observe
         self._known: dict[tuple[Attempt, str, str], _Known] = {}
+        self._known_bytes = 0
         self._asking: dict[int, Attempt] = {}
         self._line = Line(
             channel,
@@ -222,8 +225,10 @@ class Gate:
         # Names that do not exist (a walk along PATH) are recorded, but no news to a person.
         known.shown = known.shown or enforced_by == "absent"
         if len(tail) <= _MEMO_TAIL_MAX:
-            if len(self._known) >= _MEMO_MAX:
+            self._known_bytes += len(tail)
+            if len(self._known) >= _MEMO_MAX or self._known_bytes > _MEMO_BYTES_MAX:
                 self._known.clear()
+                self._known_bytes = len(tail)
             self._known[(attempt, exe, enforced_by)] = known
         return known
 

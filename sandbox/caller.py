@@ -82,6 +82,17 @@ def _field(fields: dict[str, str], name: str) -> str:
         raise OSError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
 
 
+def signal_waits(pid: int) -> bool:
+    """Whether a signal that the task does not block waits for it."""
+    fields = dict[str, int]()
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/status") as source:
+        for line in source:
+            name, _, value = line.partition(":")
+            if name in ("SigPnd", "ShdPnd", "SigBlk"):
+                fields[name] = int(value, 16)
+    return bool((fields.get("SigPnd", 0) | fields.get("ShdPnd", 0)) & ~fields.get("SigBlk", 0))
+
+
 class Opened:
     """A name that was opened for reading and allowed: what it led to, and its record.
 

@@ -7,7 +7,7 @@ import os
 import stat
 
 from safeclaw.policies.model import Attempt, Decision, FileTarget
-from safeclaw.sandbox import linux
+from safeclaw.sandbox import interrupt, linux
 from safeclaw.sandbox.caller import read_exact, read_string
 from safeclaw.sandbox.mediator import Handler, Notification
 from safeclaw.sandbox.resolve import Pinned, error, join
@@ -16,14 +16,16 @@ _XATTR_MAX = 65536
 #: The openat2(2) resolve flag that holds for every walk of the supervisor; with the others the
 #: call is answered as by a kernel that has it not.
 _RESOLVE_PASSED = linux.RESOLVE_NO_MAGICLINKS
+#: umode_t, as which the kernel takes a mode, is an unsigned short.
+_UMODE = 0xFFFF
 _SET_ID = stat.S_ISUID | stat.S_ISGID
 METADATA_CALLS = (
     *("chmod", "fchmodat", "fchmodat2", "fchmod", "chown", "lchown", "fchownat", "fchown"),
     *("utimensat", "setxattr", "lsetxattr", "fsetxattr"),
     *("removexattr", "lremovexattr", "fremovexattr"),
 )
-#: How many names are remembered as regular files.
-_PLAIN_MAX = 65536
+#: How many names are remembered as regular files, and how long they may be.
+_PLAIN_MAX, _PLAIN_LENGTH_MAX = 65536, 512
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
@@ -35,12 +37,7 @@ def judge_missing(note: Notification, action: str, dirfd: int, path: str) -> Non
     """Record an attempt on a name that is not in the view; the errno is the caller's affair."""
     where = note.mediator.resolver.where(note.caller, dirfd, path)
     hidden = os.path.lexists(where) and not where.startswith(("/proc/", "/tmp/"))
-    note.mediator.gate.judge(
-        Attempt(action, FileTarget(where)),
-        pid=note.pid,
-        exe=note.caller.exe,
-        enforced_by="view" if hidden else "absent",
-    )
+    note.decide(Attempt(action, FileTarget(where)), "view" if hidden else "absent")
 
 
 def pin(note: Notification, action: str, dirfd: int, path: str, *, follow: bool = True) -> Pinned:
@@ -133,7 +130,7 @@ def _open_read(note: Notification, dirfd: int, path: str, flags: int) -> int | N
     if absolute not in plain:
         with pin(note, "file.read", dirfd, path, follow=not flags & os.O_NOFOLLOW) as pinned:
             if _open_pinned(note, pinned, flags):
-                if len(plain) < _PLAIN_MAX:
+                if len(plain) < _PLAIN_MAX and len(absolute) < _PLAIN_LENGTH_MAX:
                     plain.add(absolute)
                 _remember(note, absolute, pinned.path)
         return None
@@ -218,9 +215,14 @@ def _wait_for_fifo(note: Notification, pinned: Pinned, flags: int) -> None:
 
     def work() -> None:
         with own:
-            _send(note, own.reopen(flags & ~(os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW)), flags)
+            keep = flags & ~(os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW)
+            _send(note, interrupt.waiting(note, lambda: own.reopen_waiting(keep)), flags)
 
-    note.mediator.background(note, work)
+    try:
+        note.mediator.background(note, work)
+    except BaseException:
+        os.close(own.fd)
+        raise
 
 
 def _open_write(note: Notification, dirfd: int, path: str, flags: int, mode: int) -> int | None:
@@ -330,7 +332,7 @@ def _make(note: Notification) -> int:
     directory, name = parent(note, "file.write.create", dirfd, path)
     with directory:
         _judge(note, "file.write.create", join(directory.path, name))
-        mode = note.int_arg(rest) & ~note.caller.umask()
+        mode = note.args[rest] & _UMODE & ~note.caller.umask()
         if note.name.startswith("mkdir"):
             os.mkdir(name, mode & 0o7777, dir_fd=directory.fd)
         else:

@@ -286,6 +286,11 @@ def openat2(dirfd: int, path: bytes, flags: int, mode: int = 0, resolve: int = 0
     raise OSError(code, os.strerror(code))
 
 
+def open_once(path: str, flags: int) -> int:
+    """open(2) that is not begun again after a signal, as os.open is: EINTR."""
+    return _check(_libc.open(os.fsencode(path), ctypes.c_int(flags)), f"open {path}")
+
+
 def pidfd_getfd(pidfd: int, fd: int) -> int:
     """pidfd_getfd(2): the caller's own duplicate, close-on-exec."""
     result = _syscall(

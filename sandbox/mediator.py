@@ -1,8 +1,11 @@
 """The notify loop: takes each parked system call, has it judged, and answers it.
 
-One loop thread serves every call that cannot block; what can (a FIFO, an exec,
-a blocking connect) is moved to a thread of its own, so that one slow attempt
-never stalls the others.  The listener belongs to the session that made it.
+One loop thread serves every call that cannot block; what can (a FIFO, an exec, a
+blocking connect, a verdict that somebody else has to give) is moved to a thread
+of its own, so that one slow attempt never stalls the others.  Where the loop is
+held up all the same (a file system that hangs), another thread goes on with it:
+see :mod:`~safeclaw.sandbox.relief`.  The listener belongs to the session that
+made it.
 """
 
 from __future__ import annotations
@@ -11,32 +14,42 @@ import contextlib
 import errno
 import fcntl
 import os
+import resource
 import select
+import struct
 import threading
 import time
 from collections.abc import Callable
 
-from safeclaw.policies.model import Attempt, Decision, FileTarget, OtherTarget
+from safeclaw.policies.model import Attempt, Decision, FileTarget, OtherTarget, Verdict
 from safeclaw.sandbox import linux, quick
 from safeclaw.sandbox.caller import Caller, Opened
 from safeclaw.sandbox.gate import Gate
+from safeclaw.sandbox.relief import Relief
 from safeclaw.sandbox.resolve import Resolver, error
 
-#: How many callers are remembered: each holds a descriptor.
-_CALLERS_MAX = 128
-#: How many calls may wait in threads of their own.
-_BACKGROUND_MAX = 512
-#: How many opened names are remembered, for each program.
-_OPENED_MAX = 16384
+#: How many callers are remembered, each with a descriptor, and how many calls may wait in
+#: threads of their own, each with a few.
+_CALLERS_MAX, _BACKGROUND_MAX = 128, 512
+#: What part of the descriptors that this process may have each of these may use.
+_CALLERS_PART, _BACKGROUND_PART = 4, 8
+#: How many opened names are remembered, and for how many programs.
+_OPENED_MAX = 65536
 _PROGRAMS_MAX = 64
+#: include/linux/err.h
+_MAX_ERRNO = 4095
 #: Whose names mean something else to each process.
 _MOVING = (b"/proc/", b"/dev/")
+
+
+class MustWaitError(Exception):
+    """The verdict is somebody else's to give, so the loop must not ask for it."""
 
 
 class Notification:
     """One parked call: its id, thread, number and raw arguments."""
 
-    __slots__ = ("args", "id", "mediator", "name", "pid")
+    __slots__ = ("args", "id", "mediator", "name", "pid", "waits")
 
     def __init__(
         self, mediator: Mediator, ident: int, pid: int, name: str, args: tuple[int, ...]
@@ -46,6 +59,8 @@ class Notification:
         self.pid = pid
         self.name = name
         self.args = args
+        #: Whether it has a thread of its own, which may wait.
+        self.waits = False
 
     @property
     def caller(self) -> Caller:
@@ -72,13 +87,22 @@ class Notification:
         self, attempt: Attempt, *, enforced_by: str = "seccomp-notify", alive: bool = True
     ) -> None:
         """Have the attempt judged and recorded; EACCES unless it is allowed."""
-        verdict = self.mediator.gate.judge(
-            attempt, pid=self.pid, exe=self.caller.exe, enforced_by=enforced_by
-        )
-        if verdict.decision is not Decision.ALLOW:
+        if self.decide(attempt, enforced_by).decision is not Decision.ALLOW:
             raise error(errno.EACCES)
         if alive:
             self.check_alive()
+
+    def decide(self, attempt: Attempt, enforced_by: str) -> Verdict:
+        """Return the recorded verdict.
+
+        INVARIANT: in the loop nobody is waited for.  A handler that has to is left here, and
+        called once more, from its beginning, in a thread of its own: until then it has done
+        nothing for the caller, and what it read of the caller's memory is forgotten.
+        """
+        gate = self.mediator.gate
+        if not self.waits and gate.may_wait(attempt):
+            raise MustWaitError
+        return gate.judge(attempt, pid=self.pid, exe=self.caller.exe, enforced_by=enforced_by)
 
     def reply(self, value: int = 0, code: int = 0, flags: int = 0) -> None:
         """Answer the call; a caller that has gone is no error."""
@@ -91,6 +115,12 @@ class Notification:
         except OSError as problem:
             if problem.errno != errno.ENOENT:
                 raise
+
+    def refuse(self, code: int | None) -> None:
+        """Answer with an errno, if the call still waits for an answer; never raises."""
+        # one that is no errno of the kernel's would not be taken, and the caller would hang
+        with contextlib.suppress(OSError, struct.error):
+            self.reply(code=code if code and 0 < code < _MAX_ERRNO else errno.EIO)
 
     def send_descriptor(self, fd: int, *, cloexec: bool, number: int | None = None) -> None:
         """Put ``fd`` into the caller and return it as the call's result, at once."""
@@ -122,7 +152,12 @@ class Mediator:
         self._remembering = threading.Lock()
         self._forgotten = 0
         self._opened: dict[str, dict[bytes, Opened]] = {}
-        self._room = threading.BoundedSemaphore(_BACKGROUND_MAX)
+        self._opened_count = 0
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._callers_max = min(_CALLERS_MAX, descriptors // _CALLERS_PART)
+        self._room = threading.BoundedSemaphore(
+            max(1, min(_BACKGROUND_MAX, descriptors // _BACKGROUND_PART))
+        )
         #: Names that were regular files: a hint that one open will do, never a verdict.
         self.plain: set[str] = set()
         #: The argv that the session starts with, until its exec has been judged.
@@ -143,7 +178,7 @@ class Mediator:
             known.opened = self._opened_by(known.exe)
             # SAFETY: one that was read before an exec, and is put here after it, would stay.
             if forgotten == self._forgotten:
-                if len(self._callers) >= _CALLERS_MAX:
+                if len(self._callers) >= self._callers_max:
                     self._callers.clear()
                 known.keep_memory()
                 self._callers[pid] = known
@@ -160,10 +195,16 @@ class Mediator:
             self._opened.clear()
         return self._opened.setdefault(exe, {})
 
+    def _forget_opened(self) -> None:
+        with self._remembering:
+            for names in (*self._opened.values(), *(one.opened for one in self._callers.values())):
+                names.clear()
+            self._opened_count = 0
+
     def remember(self, caller: Caller, path: str, target: FileTarget, enforced_by: str) -> None:
         """Have the short way open ``path`` from now on, which was judged as the target."""
         name, real = os.fsencode(path), os.fsencode(target.path)
-        if name.startswith(_MOVING) or real.startswith(_MOVING):
+        if len(name) >= quick.PATH_MAX or name.startswith(_MOVING) or real.startswith(_MOVING):
             return
         known = caller.opened.get(name)
         if known is not None and known.real == real:
@@ -172,16 +213,23 @@ class Mediator:
         handover = self.gate.repeatable(attempt, exe=caller.exe, enforced_by=enforced_by)
         if handover is None:
             return
-        if len(caller.opened) >= _OPENED_MAX:
-            caller.opened.clear()
+        if self._opened_count >= _OPENED_MAX:
+            self._forget_opened()
+        self._opened_count += 1
         caller.opened[name] = Opened(real, handover, literal=real == name)
 
     def background(self, note: Notification, work: Callable[[], int | None]) -> None:
-        """Finish ``note`` in a thread of its own."""
+        """Finish ``note`` in a thread of its own; EAGAIN when there are too many."""
 
         def handler(_: Notification) -> int | None:
             return work()
 
+        if note.waits:
+            self._answer(note, handler)  # it has one
+        else:
+            self._apart(note, handler)
+
+    def _apart(self, note: Notification, handler: Handler) -> None:
         def run() -> None:
             try:
                 self._answer(note, handler)
@@ -191,6 +239,7 @@ class Mediator:
         # SAFETY: bounded, so that calls which wait for ever cannot use up the supervisor.
         if not self._room.acquire(blocking=False):
             raise error(errno.EAGAIN)
+        note.waits = True
         try:
             threading.Thread(target=run, daemon=True).start()
         except RuntimeError:
@@ -198,7 +247,12 @@ class Mediator:
             raise error(errno.EAGAIN) from None
 
     def serve(self) -> None:
-        """Answer notifications until the listener hangs up."""
+        """Answer notifications until the listener hangs up.
+
+        Raises:
+            OSError: the listener is of no use any more, though the agent lives.
+
+        """
         # before Linux 6.6 there is no such flag: slower, not weaker
         with contextlib.suppress(OSError):
             fcntl.ioctl(
@@ -206,27 +260,45 @@ class Mediator:
                 linux.SECCOMP_IOCTL_NOTIF_SET_FLAGS,
                 linux.SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP,
             )
-        openat = next(number for number, name in self._numbers.items() if name == "openat")
-        quickly = quick.reader(self.listener, self.resolver.root, openat, self._callers, self._fail)
-        # SAFETY: the kernel wants zeros (seccomp_unotify(2)); ioctl answers with a copy.
-        blank = bytes(linux.NOTIF.size)
-        receive, listener, ioctl = linux.SECCOMP_IOCTL_NOTIF_RECV, self.listener, fcntl.ioctl
-        while True:
-            try:
-                buffer = ioctl(listener, receive, blank)
-            except OSError as problem:
-                if problem.errno in (errno.EINTR, errno.ENOENT) and not self._hung_up():
-                    continue
-                return
-            if quickly(buffer):
-                continue
-            ident, pid, _, number, _, _, *args = linux.NOTIF.unpack(buffer)
-            name = self._numbers.get(number, "")
-            note = Notification(self, ident, pid, name, tuple(args))
-            self._answer(note, self._handlers.get(name, _unknown))
+        Relief(self._loop).run()
 
-    def _fail(self, ident: int, problem: OSError) -> None:
-        Notification(self, ident, 0, "", ()).reply(code=problem.errno or errno.EIO)
+    def _loop(self, relief: Relief, mine: int) -> None:
+        """Serve until the listener hangs up, or until ``relief`` has given the turn away."""
+        openat = next(number for number, name in self._numbers.items() if name == "openat")
+        with quick.reader(
+            self.listener, self.resolver.root, openat, self._callers, self._fail
+        ) as quickly:
+            # SAFETY: the kernel wants zeros (seccomp_unotify(2)); ioctl answers with a copy.
+            blank = bytes(linux.NOTIF.size)
+            receive, listener, ioctl = linux.SECCOMP_IOCTL_NOTIF_RECV, self.listener, fcntl.ioctl
+            unpack, numbers, handlers = linux.NOTIF.unpack, self._numbers, self._handlers
+            while relief.turn == mine:
+                try:
+                    buffer = ioctl(listener, receive, blank)
+                except OSError as problem:
+                    if self._hung_up():
+                        return
+                    if problem.errno in (errno.EINTR, errno.ENOENT):
+                        continue
+                    raise
+                relief.busy = buffer
+                if not relief.awake:
+                    relief.wake()
+                if not quickly(buffer):
+                    ident, pid, _, number, _, _, *args = unpack(buffer)
+                    name = numbers.get(number, "")
+                    note = Notification(self, ident, pid, name, tuple(args))
+                    self._answer(note, handlers.get(name, _unknown))
+                if relief.turn == mine:
+                    relief.busy = None
+
+    def _fail(self, ident: int, problem: Exception) -> None:
+        """Refuse a call, by its id, that the short way could not finish."""
+        note = Notification(self, ident, 0, "", ())
+        if isinstance(problem, OSError):
+            note.refuse(problem.errno)
+        else:
+            self._defect(note, problem)
 
     def _hung_up(self) -> bool:
         poller = select.poll()
@@ -234,23 +306,32 @@ class Mediator:
         return any(event & select.POLLHUP for _, event in poller.poll(0))
 
     def _answer(self, note: Notification, handler: Handler) -> None:
+        """Have a handler answer; never raises.
+
+        INVARIANT: a defect in a handler refuses the call; it never lets it through, and never
+        ends the loop: the agent's other calls would wait for ever.
+        """
         try:
-            value = handler(note)
+            try:
+                value = handler(note)
+            except MustWaitError:
+                self._apart(note, handler)
+            else:
+                if value is not None:
+                    note.reply(value=value)
         except OSError as problem:
-            note.reply(code=problem.errno or errno.EIO)
+            note.refuse(problem.errno)
         except Exception as problem:
-            # INVARIANT: a defect in a handler refuses the call; it never lets it through, and
-            # never ends the loop: the agent's other calls would wait for ever.
-            note.reply(code=errno.EPERM)
-            self.gate.violation(
-                Attempt("sandbox.defect", OtherTarget(note.name)),
-                pid=note.pid,
-                exe="",
-                reason=f"refused, for a defect in safeclaw: {type(problem).__name__}: {problem}",
-            )
-        else:
-            if value is not None:
-                note.reply(value=value)
+            self._defect(note, problem)
+
+    def _defect(self, note: Notification, problem: Exception) -> None:
+        note.refuse(errno.EPERM)
+        self.gate.violation(
+            Attempt("sandbox.defect", OtherTarget(note.name)),
+            pid=note.pid,
+            exe="",
+            reason=f"refused, for a defect in safeclaw: {type(problem).__name__}: {problem}",
+        )
 
 
 def _unknown(note: Notification) -> int | None:

@@ -18,7 +18,7 @@ from safeclaw.policies.model import Attempt, SocketTarget
 from safeclaw.sandbox import linux, outside
 from safeclaw.sandbox.caller import read_exact
 from safeclaw.sandbox.files import pin
-from safeclaw.sandbox.mediator import Handler, Notification
+from safeclaw.sandbox.mediator import Handler, MustWaitError, Notification
 from safeclaw.sandbox.msghdr import (
     IOV_MAX,
     SOCKADDR_MAX,
@@ -78,14 +78,20 @@ class _Sending:
         """Send what can be sent at once; the rest in a thread, if the caller would wait."""
         try:
             result = self._run(wait=False)
-        except _WouldWaitError:
-            self._note.mediator.background(self._note, self._finish)
-            return None
+        except (_WouldWaitError, MustWaitError):
+            pass  # what was sent before is not sent again
         except BaseException:
             self._close()
             raise
-        self._close()
-        return result
+        else:
+            self._close()
+            return result
+        try:
+            self._note.mediator.background(self._note, self._finish)
+        except BaseException:
+            self._close()
+            raise
+        return None
 
     def _finish(self) -> int:
         try:
@@ -97,6 +103,7 @@ class _Sending:
         self._sock.close()
         if self._pinned is not None:
             self._pinned.__exit__()
+            self._pinned = None
 
     def _run(self, *, wait: bool) -> int:
         while self._done < len(self._messages):
@@ -139,6 +146,7 @@ class _Sending:
             return self._judged(message, name[:2] + path, wait=wait)
         if self._pinned is not None:
             self._pinned.__exit__()
+            self._pinned = None
         self._pinned = pin(self._note, "network.send", linux.AT_FDCWD, os.fsdecode(path))
         self._note.judge(Attempt("network.send", SocketTarget(self._pinned.path)))
         return self._judged(message, sockaddr_un(f"/proc/self/fd/{self._pinned.fd}"), wait=wait)

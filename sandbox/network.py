@@ -22,7 +22,7 @@ import msgspec
 
 from safeclaw.policies.model import AddressTarget, Attempt, SocketTarget
 from safeclaw.policies.network import Address
-from safeclaw.sandbox import linux, names, outside
+from safeclaw.sandbox import interrupt, linux, names, outside
 from safeclaw.sandbox.caller import read_exact
 from safeclaw.sandbox.files import parent, pin
 from safeclaw.sandbox.mediator import Handler, Notification
@@ -220,7 +220,9 @@ class Network:
                     os.umask(before)
         with pin(note, action, linux.AT_FDCWD, text) as pinned:
             note.judge(Attempt(action, SocketTarget(pinned.path)))
-            return call("connect", sock, sockaddr_un(f"/proc/self/fd/{pinned.fd}"))
+            address = sockaddr_un(f"/proc/self/fd/{pinned.fd}")
+            # it waits where the listener's queue is full (unix(7))
+            return interrupt.waiting(note, lambda: call("connect", sock, address))
 
     # ---- listen
 

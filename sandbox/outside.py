@@ -21,6 +21,7 @@ import struct
 import threading
 
 from safeclaw.sandbox import linux
+from safeclaw.sandbox.caller import signal_waits
 from safeclaw.sandbox.mediator import Notification
 from safeclaw.sandbox.resolve import error
 
@@ -202,22 +203,9 @@ def wait_ready(note: Notification, sock: socket.socket, mask: int, option: int) 
             return
         note.check_alive()
         # the kernel holds the caller's signals back until it is answered
-        if _signal_waits(note.pid):
+        if signal_waits(note.pid):
             raise error(errno.EINTR)
         if left is not None:
             left -= step
             if left <= 0:
                 raise error(errno.EAGAIN)
-
-
-def _signal_waits(pid: int) -> bool:
-    fields = dict[str, int]()
-    try:
-        with open(f"/proc/{pid}/status") as source:
-            for line in source:
-                name, _, value = line.partition(":")
-                if name in ("SigPnd", "ShdPnd", "SigBlk"):
-                    fields[name] = int(value, 16)
-    except OSError:
-        return False
-    return bool((fields.get("SigPnd", 0) | fields.get("ShdPnd", 0)) & ~fields.get("SigBlk", 0))

@@ -208,7 +208,8 @@ def _behind_loader(
 def _continue_to_exec_stop(note: Notification, image: Image, target: ProgramTarget) -> None:
     pid = note.pid
     tgid = note.caller.tgid
-    linux.ptrace(linux.PTRACE_SEIZE, pid, linux.PTRACE_O_TRACEEXEC)
+    # SAFETY: EXITKILL, so that a thread which ends before it has compared lets nothing run.
+    linux.ptrace(linux.PTRACE_SEIZE, pid, linux.PTRACE_O_TRACEEXEC | linux.PTRACE_O_EXITKILL)
     linux.ptrace(linux.PTRACE_INTERRUPT, pid)
     # SAFETY: CONTINUE reads argv again, from memory another thread may have changed;
     # the exec stop below compares what the kernel made of it before it can run.

@@ -9,12 +9,13 @@ descriptor, and what is handed over is what was judged.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import os
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 from safeclaw.sandbox import linux
 from safeclaw.sandbox.caller import Caller
@@ -22,7 +23,7 @@ from safeclaw.sandbox.caller import Caller
 #: struct seccomp_notif, as far as openat needs it: id, pid, nr, args[0..2].
 _CALL = struct.Struct("=QI4xi12xQQQ24x")
 #: Paths that are longer take the long way.
-_PATH_MAX = 256
+PATH_MAX = 256
 _PLAIN = os.O_RDONLY
 _FREE = (os.O_CLOEXEC, linux.O_LARGEFILE, os.O_DIRECTORY, os.O_NOCTTY, os.O_NOFOLLOW)
 _CWD = linux.AT_FDCWD & 0xFFFFFFFF
@@ -52,16 +53,17 @@ class _How:
         self.cloexec = flags & os.O_CLOEXEC
 
 
+@contextlib.contextmanager
 def reader(
     listener: int,
     root: int,
     openat: int,
     callers: dict[int, Caller],
-    refuse: Callable[[int, OSError], None],
-) -> Callable[[bytes], bool]:
-    """Return what answers a notification (struct seccomp_notif); False: it is not for here.
+    refuse: Callable[[int, Exception], None],
+) -> Generator[Callable[[bytes], bool]]:
+    """Give what answers a notification (struct seccomp_notif); False: it is not for here.
 
-    ``refuse`` answers a call, by its id, whose descriptor could not be handed over.
+    For one thread alone.  ``refuse`` answers a call, by its id, that could not be finished.
     """
     # A closure, and everything bound: each name that need not be looked up counts here.
     hows = {flags: _How(flags) for flags in _flag_sets()}
@@ -84,7 +86,7 @@ def reader(
         if caller is None or how is None or begin >= caller.trusted_until:
             return False
         try:
-            path = pread(caller.memory, _PATH_MAX, address)
+            path = pread(caller.memory, PATH_MAX, address)
             path = path[: path.index(0)]
             if path[0] != 47:
                 path = _base(caller, directory) + path
@@ -104,13 +106,16 @@ def reader(
             set_blocking(fd, True)
             pack_into(give, 0, ident, send, fd, 0, how.cloexec)
             ioctl(listener, addfd, give)
-        except OSError as problem:
+        except Exception as problem:
             refuse(ident, problem)
         finally:
             close(fd)
         return True
 
-    return answer
+    try:
+        yield answer
+    finally:
+        close(descriptors)
 
 
 def _base(caller: Caller, directory: int) -> bytes:

@@ -66,6 +66,10 @@ class Pinned:
         """Open the pinned file itself with ``flags``; no name is walked again."""
         return os.open(f"/proc/self/fd/{self.fd}", flags | os.O_CLOEXEC | os.O_NOCTTY)
 
+    def reopen_waiting(self, flags: int) -> int:
+        """Do as ``reopen``, for what may wait; EINTR when the thread has a signal."""
+        return linux.open_once(f"/proc/self/fd/{self.fd}", flags | os.O_CLOEXEC | os.O_NOCTTY)
+
 
 _DELETED = " (deleted)"
 

@@ -119,7 +119,7 @@ def launch(spec: LaunchSpec, gate: Gate) -> Session:
     os.write(go_write, b"g")
     # While the walls are put up, what mediates is imported; nothing of it can be read later,
     # where a capability was needed for it.
-    from safeclaw.sandbox import files, outside, programs
+    from safeclaw.sandbox import files, interrupt, outside, programs
     from safeclaw.sandbox.mediator import Mediator
     from safeclaw.sandbox.messages import Messages
     from safeclaw.sandbox.network import Network
@@ -135,6 +135,7 @@ def launch(spec: LaunchSpec, gate: Gate) -> Session:
     os.umask(0)
     mediator = Mediator(listener, root, filters.numbers, gate)
     mediator.first_program = spec.command
+    interrupt.prepare()
     bound = names.system_names()
     with ours:
         _, fds, _, _ = socket.recv_fds(ours, 1, 2 * len(servers))
@@ -153,7 +154,9 @@ def launch(spec: LaunchSpec, gate: Gate) -> Session:
         session.kill()
         raise
     names.NameServer(sockets, bound, gate, init).start()
-    threading.Thread(target=mediator.serve, name="mediator", daemon=True).start()
+    threading.Thread(
+        target=_mediate, args=(mediator, session), name="mediator", daemon=True
+    ).start()
     os.write(go_write, b"e")
     os.close(go_write)
     failure = _read_all(said_read)
@@ -169,6 +172,15 @@ def launch(spec: LaunchSpec, gate: Gate) -> Session:
             hint="see the denials above" if number == errno.EACCES else "check the program",
         )
     return session
+
+
+def _mediate(mediator: Mediator, session: Session) -> None:
+    try:
+        mediator.serve()
+    except BaseException:
+        # SAFETY: nobody answers any more, so nobody may be left that asks.
+        session.kill()
+        raise
 
 
 def describe(spec: LaunchSpec, steps: tuple[walls.Step, ...], abi: int) -> dict[str, object]:

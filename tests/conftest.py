@@ -9,6 +9,12 @@ import pytest
 _skipped: list[str] = []
 
 
+@pytest.fixture(scope="session")
+def soak_seconds() -> int:
+    """For how long each long campaign goes on: what ``./dev soak`` was told."""
+    return int(os.environ.get("SAFECLAW_SOAK_SECONDS", "600"))
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Remember what was skipped."""
     if report.skipped and not hasattr(report, "wasxfail"):

@@ -297,7 +297,8 @@ class _Run:
 
     def _denied(self, attempt: Attempt, verdict: Verdict) -> None:
         workspace = str(self._workspace)
-        display.tell(display.denial_line(attempt, verdict, workspace, observed=self._observe))
+        line = display.denial_line(attempt, verdict, workspace, observed=self._observe)
+        display.tell(line, patient=False)
 
     @staticmethod
     def _limited(name: str, reason: str) -> None:

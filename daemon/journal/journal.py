@@ -143,6 +143,9 @@ class Journal:
                 "public_key": self._key.public.text(),
             }
             self.append(Entry(type=RecordType.GENESIS, detail=detail))
+            # From the first moment on, a missing first segment is missed.
+            with self._append_lock:
+                self._publish()
         elif head.offset == 0:
             # A crash fell between making this segment and its first record.
             self._look_back()
@@ -480,6 +483,13 @@ class Journal:
         }
         self._append(Entry(type=RecordType.CHECKPOINT, detail=detail))
         # The published one covers the checkpoint record itself too.
+        self._publish()
+        self._since_checkpoint = 0
+        self._checkpoint_ns = time.monotonic_ns()
+        self._dirty = False
+
+    def _publish(self) -> None:
+        """Have the next commit put a note over all that was appended beside the chain."""
         _, note = self._sign()
         head = self._head
         nodes = [node.hex() for node in head.frontier.nodes]
@@ -488,9 +498,6 @@ class Journal:
             list(head.unfinished.values()),
         )  # fmt: skip
         self._mark = Mark(head.seq, note, cache)
-        self._since_checkpoint = 0
-        self._checkpoint_ns = time.monotonic_ns()
-        self._dirty = False
 
     def _look_back(self) -> None:
         """Take up the clock and the age of the segment where the last writer left them."""

@@ -1,0 +1,157 @@
+"""Random calls from inside the walls: nothing outside is touched, and nobody who serves dies.
+
+``./dev test`` fuzzes for a few seconds, ``./dev soak SECONDS`` for as long as it is told to,
+with a seed of its own each time; the seed is printed, and SAFECLAW_FUZZ_SEED repeats it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.system.conftest import Person
+
+SOURCE = Path(__file__).with_name("fuzzer.c")
+POLICY = """\
+version: "1.0"
+description: "everything but two places"
+rules:
+  - {{action: [file, network], path: ["denied/**", "{outside}/**"], effect: {effect}}}
+  - {{action: [file, network], path: "**", effect: allow}}
+  - {{action: shell.execute, command: "*", effect: allow}}
+"""
+#: Between two rounds the supervisor holds one waiting call, and remembers at most 128 callers.
+DESCRIPTORS_MAX = 192
+THREADS_MAX = 12
+#: What the supervisor may come to remember of paths, in KiB.
+GROWTH_MAX = 160 * 1024
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a process holds at one moment."""
+
+    descriptors: int
+    threads: int
+    resident: int
+
+
+def look(pid: int) -> Look:
+    """Return what a process holds now: counts, and KiB (proc_pid_status(5))."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    fields = dict(line.split(":", 1) for line in lines)
+    return Look(
+        len(os.listdir(f"/proc/{pid}/fd")),
+        int(fields["Threads"]),
+        int(fields["VmRSS"].split()[0]),
+    )
+
+
+def state_of(paths: list[Path]) -> list[tuple[object, ...]]:
+    """Return everything about some files that a call could change, but for their reading."""
+    found: list[tuple[object, ...]] = []
+    for path in paths:
+        if not path.exists():
+            found.append((path, "gone"))
+            continue
+        at = path.stat()
+        content = path.read_bytes() if path.is_file() else sorted(os.listdir(path))
+        names = ("ino", "mode", "uid", "gid", "nlink", "size", "mtime_ns", "ctime_ns")
+        status = [getattr(at, f"st_{name}") for name in names]
+        found.append((path, *status, content, tuple(os.listxattr(path))))
+    return found
+
+
+@pytest.fixture(name="fuzzer", scope="module")
+def _fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    program = tmp_path_factory.mktemp("fuzzer") / "fuzzer"
+    subprocess.run(
+        ["gcc", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread", "-o", program, SOURCE], check=True
+    )
+    return program
+
+
+def seed() -> str:
+    """Return this run's seed."""
+    given = os.environ.get("SAFECLAW_FUZZ_SEED")
+    return given or str(int.from_bytes(os.urandom(4), "little"))
+
+
+def fuzz(
+    person: Person, program: Path, rounds: int, seconds: float, *, effect: str = "deny"
+) -> bool:
+    """Fuzz for some rounds; return whether the canaries are as they were."""
+    shutil.copy(program, person.workspace / "fuzzer")
+    key = person.write("denied/key", "secret\n", 0o666)
+    outside = Path(tempfile.mkdtemp(prefix="safeclaw-fuzz-"))
+    keep = outside / "keep"
+    keep.write_text("keep me\n")
+    policy = person.base / "fuzzed.yaml"
+    policy.write_text(POLICY.format(outside=outside, effect=effect))
+    for path, mode in ((outside, 0o777), (keep, 0o666)):
+        path.chmod(mode)  # only the policy stands before them
+    person.own()
+    canaries = [key, key.parent, keep, outside, policy]
+    before = state_of(canaries)
+    number = seed()
+    print(f"seed {number}")
+    words = [number, str(rounds), str(seconds), "denied/key", "denied", str(keep), str(outside)]
+    running = person.popen(
+        *("run", "--policy", str(policy), "--", "./fuzzer", *words),
+        redirect=f"2>{person.base}/said",
+    )
+    looks: list[Look] = []
+    with running:
+        assert running.stdout is not None
+        for line in running.stdout:
+            # anything else is from a program that chance has started
+            if line.startswith("round "):
+                print(line, end="")
+                looks.append(look(running.pid))
+                with (person.workspace / "go").open("w") as go:
+                    go.write("x")
+        status = running.wait(timeout=60)
+    said = (person.base / "said").read_text(errors="replace")
+    ours = [line for line in said.splitlines() if line.startswith("safeclaw: ")]
+    assert status == 0, ours[-5:]
+    assert len(looks) == rounds
+
+    assert "Traceback" not in said
+    defects = [
+        record["reason"]
+        for record in person.records("--type", "violation")
+        if record["action"] == "sandbox.defect"
+    ]
+    assert defects == []
+    (end,) = person.records("--type", "session_end")
+    assert end["reason"] == "the agent has ended"
+    verified = person.safeclaw("audit", "verify")
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+
+    assert max(each.descriptors for each in looks) < DESCRIPTORS_MAX, looks
+    assert max(each.threads for each in looks) < THREADS_MAX, looks
+    assert looks[-1].resident - looks[0].resident < GROWTH_MAX, looks
+    untouched = state_of(canaries) == before
+    shutil.rmtree(outside)
+    return untouched
+
+
+def test_random_calls_touch_nothing_and_kill_nobody(person: Person, fuzzer: Path) -> None:
+    assert fuzz(person, fuzzer, rounds=2, seconds=4)
+
+
+def test_where_the_rules_allow_it_the_same_calls_do_touch(person: Person, fuzzer: Path) -> None:
+    assert not fuzz(person, fuzzer, rounds=1, seconds=2, effect="allow")
+
+
+@pytest.mark.soak
+def test_random_calls_for_long_touch_nothing_and_kill_nobody(
+    person: Person, fuzzer: Path, soak_seconds: int
+) -> None:
+    assert fuzz(person, fuzzer, rounds=10, seconds=soak_seconds / 10)
