@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 import msgspec
 
 from safeclaw.errors import CommandError, SafeclawError, WallError
+from safeclaw.policies.model import Attempt, OtherTarget
 from safeclaw.sandbox import landlock, linux, names, walls
 from safeclaw.sandbox.filters import Filters, build
 from safeclaw.sandbox.gate import Gate
@@ -177,10 +178,15 @@ def launch(spec: LaunchSpec, gate: Gate) -> Session:
 def _mediate(mediator: Mediator, session: Session) -> None:
     try:
         mediator.serve()
-    except BaseException:
+    except Exception as problem:
         # SAFETY: nobody answers any more, so nobody may be left that asks.
         session.kill()
-        raise
+        mediator.gate.violation(
+            Attempt("sandbox.defect", OtherTarget("mediator")),
+            pid=0,
+            exe="",
+            reason=f"stopped, for a defect in safeclaw: {type(problem).__name__}: {problem}",
+        )
 
 
 def describe(spec: LaunchSpec, steps: tuple[walls.Step, ...], abi: int) -> dict[str, object]:

@@ -6,11 +6,12 @@ broker, policy, walls and mediator.  :data:`DEFENCES` says what each name turns 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 import msgspec
@@ -48,11 +49,12 @@ def _verdict() -> None:
     _replace(daemon_gate.Gate, "peek", peek)
 
 
-def _no_short_way(*_: object) -> Callable[[bytes], bool]:
+@contextlib.contextmanager
+def _no_short_way(*_: object) -> Generator[Callable[[bytes], bool]]:
     def leave(_: bytes) -> bool:
         return False
 
-    return leave
+    yield leave
 
 
 class _LetThrough(BaseException):
