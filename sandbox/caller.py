@@ -182,6 +182,15 @@ class Caller:
         self.trusted_until = now + _TRUST_NS
         return True
 
+    def terminal(self) -> tuple[int, int]:
+        """Return the session the task is in now, and its terminal's device; 0 for none."""
+        with open(f"/proc/{self.pid}/stat", "rb") as source:
+            fields = source.read().rpartition(b")")[2].split()
+        number = int(fields[4])
+        # as the kernel's new_encode_dev()
+        minor = number & 0xFF | number >> 12 & 0xFFF00
+        return int(fields[3]), os.makedev(number >> 8 & 0xFFF, minor) if number else 0
+
     def umask(self) -> int:
         """Return the thread's umask, in force now."""
         return int(_field(status(self.pid), "Umask"), 8)

@@ -24,6 +24,7 @@ METADATA_CALLS = (
     *("utimensat", "setxattr", "lsetxattr", "fsetxattr"),
     *("removexattr", "lremovexattr", "fremovexattr"),
 )
+_DEV_TTY = os.makedev(5, 0)
 #: How many names are remembered as regular files, and how long they may be.
 _PLAIN_MAX, _PLAIN_LENGTH_MAX = 65536, 512
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
@@ -171,7 +172,7 @@ def _open_pinned(note: Notification, pinned: Pinned, flags: int) -> bool:
     if kind == stat.S_IFIFO and not flags & os.O_NONBLOCK:
         _wait_for_fifo(note, pinned, flags)
         return False
-    fd = pinned.reopen(flags & ~os.O_NOFOLLOW | os.O_NONBLOCK)
+    fd = _reopen(note, pinned, flags & ~os.O_NOFOLLOW | os.O_NONBLOCK)
     if not flags & os.O_NONBLOCK:
         os.set_blocking(fd, True)
     _send(note, fd, flags)
@@ -266,8 +267,25 @@ def _open_existing(note: Notification, pinned: Pinned, flags: int) -> int | None
     if kind == stat.S_IFIFO and not flags & os.O_NONBLOCK:
         _wait_for_fifo(note, pinned, flags)
         return None
-    _send(note, pinned.reopen(flags & ~(os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW)), flags)
+    keep = flags & ~(os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW)
+    _send(note, _reopen(note, pinned, keep), flags)
     return None
+
+
+def _reopen(note: Notification, pinned: Pinned, flags: int) -> int:
+    """Open what was pinned and judged; /dev/tty is the terminal of the caller, not ours."""
+    if os.fstat(pinned.fd).st_rdev != _DEV_TTY:
+        return pinned.reopen(flags)
+    session, device = note.caller.terminal()
+    if session == os.getsid(0):
+        return pinned.reopen(flags)
+    if not device:
+        raise error(errno.ENXIO)
+    fd = note.mediator.resolver.open(f"/dev/pts/{os.minor(device)}", flags)
+    if os.fstat(fd).st_rdev != device:
+        os.close(fd)
+        raise error(errno.ENXIO)
+    return fd
 
 
 def _create(note: Notification, dirfd: int, path: str, flags: int, mode: int) -> str | None:

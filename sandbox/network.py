@@ -22,7 +22,7 @@ import msgspec
 
 from safeclaw.policies.model import AddressTarget, Attempt, SocketTarget
 from safeclaw.policies.network import Address
-from safeclaw.sandbox import interrupt, linux, names, outside
+from safeclaw.sandbox import binding, interrupt, linux, names, outside
 from safeclaw.sandbox.caller import read_exact
 from safeclaw.sandbox.files import parent, pin
 from safeclaw.sandbox.mediator import Handler, Notification
@@ -160,15 +160,10 @@ class Network:
             with sock:
                 return work()
 
-        if note.name == "connect" and not (sock.type == socket.SOCK_DGRAM and self._ready(sock)):
-            note.mediator.background(note, background)
-            return None
-        return background()
-
-    @staticmethod
-    def _ready(sock: socket.socket) -> bool:
-        """Whether a connect on this datagram socket cannot block: Unix ones may."""
-        return sock.family != socket.AF_UNIX
+        if _at_once(note.name, sock):
+            return background()
+        note.mediator.background(note, background)
+        return None
 
     def _work(self, note: Notification, sock: socket.socket, raw: bytes) -> Callable[[], int]:
         family = family_of(raw)
@@ -212,12 +207,8 @@ class Network:
             directory, last = parent(note, action, linux.AT_FDCWD, text)
             with directory:
                 note.judge(Attempt(action, SocketTarget(join(directory.path, last))))
-                before = os.umask(note.caller.umask())
-                try:
-                    handle = f"/proc/self/fd/{directory.fd}/{last}"
-                    return call("bind", sock, sockaddr_un(handle))
-                finally:
-                    os.umask(before)
+                binding.bind(sock, directory, last, name, note.caller.umask())
+                return 0
         with pin(note, action, linux.AT_FDCWD, text) as pinned:
             note.judge(Attempt(action, SocketTarget(pinned.path)))
             address = sockaddr_un(f"/proc/self/fd/{pinned.fd}")
@@ -243,6 +234,13 @@ class Network:
     def handlers(self) -> dict[str, Handler]:
         """Return the handlers of the calls that name an address, by name."""
         return {"connect": self.use, "bind": self.use, "listen": self.listen}
+
+
+def _at_once(name: str, sock: socket.socket) -> bool:
+    """Whether the call takes no time: a connect may wait, and a Unix path wants a process."""
+    if sock.family == socket.AF_UNIX:
+        return False
+    return name == "bind" or sock.type == socket.SOCK_DGRAM
 
 
 def _plain(text: str) -> Address:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import stat
 
 from safeclaw.sandbox import linux
 from safeclaw.sandbox.caller import Caller
@@ -72,6 +73,7 @@ class Pinned:
 
 
 _DELETED = " (deleted)"
+_TERMINALS = "/dev/pts/"
 
 
 class Resolver:
@@ -79,14 +81,25 @@ class Resolver:
 
     def __init__(self, root: int) -> None:
         self.root = root
+        try:
+            self._host_terminals = os.stat(_TERMINALS).st_dev
+        except OSError:
+            self._host_terminals = -1
 
     def path_of(self, fd: int) -> str:
         """Return the path of an open descriptor in the agent's view.
+
+        SAFETY: the host's terminals have the names that the session's own have, and are
+        judged by what they are instead: their device numbers.
 
         SAFETY: a file that has lost its name meanwhile is judged by the name it had, not by
         what the kernel writes behind it (proc_pid_fd(5)), which no rule would match.
         """
         path = os.readlink(f"/proc/self/fd/{fd}")
+        if path.startswith(_TERMINALS):
+            info = os.fstat(fd)
+            if info.st_dev == self._host_terminals and stat.S_ISCHR(info.st_mode):
+                return f"/dev/char/{os.major(info.st_rdev)}:{os.minor(info.st_rdev)}"
         if not path.endswith(_DELETED):
             return path
         found, named = os.fstat(fd), None

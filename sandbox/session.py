@@ -120,7 +120,7 @@ def launch(spec: LaunchSpec, gate: Gate) -> Session:
     os.write(go_write, b"g")
     # While the walls are put up, what mediates is imported; nothing of it can be read later,
     # where a capability was needed for it.
-    from safeclaw.sandbox import files, interrupt, outside, programs
+    from safeclaw.sandbox import files, identity, interrupt, outside, programs
     from safeclaw.sandbox.mediator import Mediator
     from safeclaw.sandbox.messages import Messages
     from safeclaw.sandbox.network import Network
@@ -144,7 +144,7 @@ def launch(spec: LaunchSpec, gate: Gate) -> Session:
     network = Network(outside.cookie(sockets[0]), servers, bound)
     messages = Messages(network)
     for table in (
-        *(files.handlers(), programs.handlers()),
+        *(files.handlers(), programs.handlers(), identity.handlers()),
         *(network.handlers(), messages.handlers()),
     ):
         mediator.register(table)

@@ -29,7 +29,9 @@ FILE_CALLS = _names(
 )
 PROGRAM_CALLS = ("execve", "execveat")
 NETWORK_CALLS = ("connect", "bind", "listen", "sendmsg", "sendmmsg")
-NOTIFIED = (*FILE_CALLS, *PROGRAM_CALLS, *NETWORK_CALLS, "sendto")
+#: Answered by the supervisor, because an ordinary user's namespace would answer otherwise.
+IDENTITY_CALLS = _names("setuid setgid setreuid setregid setresuid setresgid")
+NOTIFIED = (*FILE_CALLS, *PROGRAM_CALLS, *NETWORK_CALLS, *IDENTITY_CALLS, "sendto")
 
 #: The calls whose flags are an argument, and which one.
 _OPENS = {"open": 1, "openat": 2}
@@ -63,8 +65,8 @@ ALLOWED = _names(
     "ioprio_set getrusage times prlimit64 getrlimit setrlimit getcpu sysinfo uname alarm "
     "setitimer getitimer timer_create timer_settime timer_gettime timer_getoverrun timer_delete "
     # identity: no capability is left, so these can only lower
-    "getuid geteuid getgid getegid getresuid getresgid getgroups setuid setgid setreuid setregid "
-    "setresuid setresgid setfsuid setfsgid setgroups capget capset "
+    "getuid geteuid getgid getegid getresuid getresgid getgroups setfsuid setfsgid "
+    "setgroups capget capset "
     # time and randomness
     "time gettimeofday clock_gettime clock_getres nanosleep clock_nanosleep getrandom "
     # sockets that exist already; families are judged in the first program
@@ -89,9 +91,13 @@ _AF_HIGHEST = 64
 _LOW32 = 0xFFFFFFFF
 TIOCSTI, TIOCLINUX, TIOCSETD = 0x5412, 0x541C, 0x5423
 FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR = 0x40086602, 0x401C5820
-F_SETLEASE, F_NOTIFY = 1024, 1026
+F_SETLEASE = 1024
 PR_SET_MM, PR_SET_PTRACER = 35, 0x59616D61
 IPPROTO_MPTCP = 262
+#: ICMP, ICMPv6 and raw packets: as for anybody without the capability.
+_PRIVILEGED_PROTOCOLS = tuple((number, errno.EPERM) for number in (1, 58, 255))
+#: SCTP, UDP-Lite, DCCP and L2TP, which no rule could name: as on a kernel without them.
+_UNKNOWN_PROTOCOLS = tuple((number, errno.EPROTONOSUPPORT) for number in (132, 136, 33, 115))
 #: Socket options by level that send packets another way than to the address that was judged:
 #: IP_OPTIONS; IPV6_2292RTHDR, IPV6_2292PKTOPTIONS, IPV6_RTHDRDSTOPTS, IPV6_RTHDR;
 #: SO_BINDTODEVICE, SO_BINDTOIFINDEX.
@@ -154,8 +160,7 @@ def refusals(*, network: bool = False) -> bytes:
     for request in (TIOCSTI, TIOCLINUX, TIOCSETD, FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR):
         refuse("ioctl", 1, request)
     # a lease would hold up whoever opens the file next: the supervisor, or a program of the host
-    for command in (F_SETLEASE, F_NOTIFY):
-        refuse("fcntl", 1, command, seccomp.ERRNO(errno.EINVAL))
+    refuse("fcntl", 1, F_SETLEASE, seccomp.ERRNO(errno.EINVAL))
     for option in (PR_SET_MM, PR_SET_PTRACER):
         refuse("prctl", 0, option)
     refuse("seccomp", 1, linux.SECCOMP_FILTER_FLAG_NEW_LISTENER, mask=1 << 3)
@@ -184,7 +189,7 @@ def refusals(*, network: bool = False) -> bytes:
                 seccomp.Arg(0, seccomp.MASKED_EQ, _LOW32, AF_NETLINK),
                 seccomp.Arg(2, seccomp.MASKED_EQ, 1 << bit, 1 << bit),
             )
-        refuse(call, 2, IPPROTO_MPTCP)
+        refuse(call, 2, IPPROTO_MPTCP, seccomp.ERRNO(errno.EPROTONOSUPPORT))
     for level, options in (*_ROUTES, *(_GROUPS if network else ())):
         for option in options:
             program.add_rule(
@@ -195,9 +200,9 @@ def refusals(*, network: bool = False) -> bytes:
             )
     for call in ("socket", "socketpair"):
         for family in (AF_INET, AF_INET6):
-            for protocol in (1, 58, 132, 136, 33, 115, 255):
+            for protocol, action in (*_PRIVILEGED_PROTOCOLS, *_UNKNOWN_PROTOCOLS):
                 program.add_rule(
-                    eperm,
+                    seccomp.ERRNO(action),
                     call,
                     seccomp.Arg(0, seccomp.MASKED_EQ, _LOW32, family),
                     seccomp.Arg(2, seccomp.MASKED_EQ, _LOW32, protocol),

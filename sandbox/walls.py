@@ -33,6 +33,8 @@ _OLD = "/.old"
 #: Directories that are the session's own, empty at its start.
 _PRIVATE = ("/tmp", "/var/tmp")
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+#: The kernel keeps some terminals back for the host; the bound is for other sessions.
+_DEVPTS = "newinstance,ptmxmode=0666,mode=620,max=256"
 _IFF_UP_RUNNING = 0x1 | 0x40
 _SIOCGIFFLAGS, _SIOCSIFFLAGS = 0x8913, 0x8914
 
@@ -113,16 +115,63 @@ def _links(path: str) -> Iterator[Step]:
 
 
 def identity() -> None:
-    """Map the caller's own user and group, and nobody else, into its new namespace."""
+    """Enter new namespaces, with every id that the caller may map standing for itself.
+
+    An ordinary user may map nobody but themselves (user_namespaces(7)): the owners of other
+    files are then seen as nobody.  Root sees everybody.  A map names; it gives no right.
+    """
     uid, gid = os.geteuid(), os.getegid()
+    mapped, waits = _map_from_outside() if uid == 0 else (-1, -1)
     linux.unshare(NAMESPACES)
+    if uid == 0:
+        os.close(waits)
+        done = os.read(mapped, 1)
+        os.close(mapped)
+        os.wait()
+        if done:
+            return
     for name, text in (
         ("setgroups", "deny"),
         ("uid_map", f"{uid} {uid} 1"),
         ("gid_map", f"{gid} {gid} 1"),
     ):
-        with open(f"/proc/self/{name}", "w") as out:
-            out.write(text)
+        _write(f"/proc/self/{name}", text)
+
+
+def _map_from_outside() -> tuple[int, int]:
+    """Fork what maps all ids, once the caller has left: only one who stays behind may.
+
+    Returns a pipe's end that says a byte when it is done, and one to close after leaving.
+    """
+    caller = os.getpid()
+    maps = [(name, _same_ids(f"/proc/self/{name}")) for name in ("uid_map", "gid_map")]
+    said_read, said_write = os.pipe()
+    left_read, left_write = os.pipe()
+    if os.fork():
+        os.close(said_write)
+        os.close(left_read)
+        return said_read, left_write
+    try:
+        os.close(left_write)
+        os.read(left_read, 1)
+        for name, text in maps:
+            _write(f"/proc/{caller}/{name}", text)
+        os.write(said_write, b"+")
+    finally:
+        # root without the capability for it maps itself alone
+        os._exit(0)
+
+
+def _same_ids(path: str) -> str:
+    """Return a map of all ids that the one at ``path`` has, each to itself."""
+    with open(path) as source:
+        lines = [line.split() for line in source]
+    return "".join(f"{inner} {inner} {count}\n" for inner, _, count in lines)
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w") as out:
+        out.write(text)
 
 
 def put_up(steps: tuple[Step, ...], cwd: str) -> None:
@@ -209,6 +258,10 @@ def _dev(step: Step) -> None:
         ("stderr", "/proc/self/fd/2"),
     ):
         os.symlink(target, f"{place}/{name}")
+    # an instance of its own: a terminal of the host has no name in it
+    pts = _place("/dev/pts", directory=True)
+    linux.mount("devpts", pts, "devpts", linux.MS_NOSUID | linux.MS_NOEXEC, _DEVPTS)
+    os.symlink("pts/ptmx", f"{place}/ptmx")
     os.mkdir(f"{place}/shm")
     linux.mount("tmpfs", f"{place}/shm", "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=1777")
 
