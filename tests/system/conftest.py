@@ -167,7 +167,7 @@ def ordinary_user() -> str:
     return ORDINARY
 
 
-def _needed_to_run(name: str, found: dict[str, Distribution]) -> dict[str, Distribution]:
+def needed_to_run(name: str, found: dict[str, Distribution]) -> dict[str, Distribution]:
     """Add the distribution ``name`` and all that it needs at run time to ``found``."""
     if name in found:
         return found
@@ -175,7 +175,7 @@ def _needed_to_run(name: str, found: dict[str, Distribution]) -> dict[str, Distr
     for text in found[name].requires or ():
         needed = Requirement(text)
         if needed.marker is None or needed.marker.evaluate({"extra": ""}):
-            _needed_to_run(canonicalize_name(needed.name), found)
+            needed_to_run(canonicalize_name(needed.name), found)
     return found
 
 
@@ -204,7 +204,7 @@ def shared_tree(
         shutil.copytree(ROOT / part, tree / "safeclaw" / part)
     for single in ("__init__.py", "errors.py"):
         shutil.copy(ROOT / "src" / "safeclaw" / single, tree / "safeclaw" / single)
-    for package in _needed_to_run("safeclaw", {}).values():
+    for package in needed_to_run("safeclaw", {}).values():
         _copy(package, tree / "site")
     subprocess.run(["chmod", "-R", "a+rX", str(tree)], check=True)
     yield tree
