@@ -17,32 +17,35 @@ import struct
 import tempfile
 
 from safeclaw.sandbox import linux
-from safeclaw.sandbox.resolve import Pinned, error
+from safeclaw.sandbox.resolve import Pinned, Resolver, error
 
 _SUN_MAX = 108
 #: Where the child finds /proc, in a root made for a text that has a directory.
 _PROC = b".proc"
-#: Not for the agent to touch: its own /tmp is another.
 _STAGES = "/tmp"
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def bind(sock: socket.socket, directory: Pinned, name: str, text: bytes, umask: int) -> None:
+def bind(
+    resolver: Resolver, sock: socket.socket, directory: Pinned, name: str, text: bytes, umask: int
+) -> None:
     """Bind ``sock`` to ``name`` in ``directory``, which the caller called ``text``.
 
-    Where no namespace can be had, the socket's name is another one for the same
-    file.  For agents with a mount namespace of their own; takes some milliseconds.
-    Raises OSError as bind(2).
+    Where the text cannot be made to lead there, the socket's name is another one for the
+    same file.  Takes some milliseconds.  Raises OSError as bind(2).
     """
-    stage = b""
-    if _directories(text):
+    head, stage = _directories(text, os.fsencode(name)), b""
+    if head:
         stage = os.fsencode(tempfile.mkdtemp(prefix="safeclaw-", dir=_STAGES))
     try:
+        # SAFETY: the agent may not change what is made there: it could with no root of its own
+        if stage and _reachable(resolver, os.fsdecode(stage)):
+            head = None
         child = os.fork()
         if child == 0:
             code = errno.EPERM
             try:
-                code = _child(sock.fileno(), directory.fd, os.fsencode(name), text, stage, umask)
+                code = _child(sock.fileno(), directory.fd, name, text, stage, head, umask)
             finally:
                 os._exit(code)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -53,17 +56,35 @@ def bind(sock: socket.socket, directory: Pinned, name: str, text: bytes, umask: 
         raise error(code if code > 0 else errno.EINTR)
 
 
-def _directories(text: bytes) -> list[bytes]:
-    """Return the components that a name is in, without those that go nowhere."""
-    return [part for part in text.split(b"/")[:-1] if part not in (b"", b".")]
+def _directories(text: bytes, name: bytes) -> bytes | None:
+    """Return the names before the last one, or None for a text that nothing can be made for."""
+    *parts, last = text.split(b"/")
+    # SAFETY: what is made for the text is made in the stage: it may not lead up from there.
+    if last != name or b".." in parts:
+        return None
+    return b"/".join(part for part in parts if part not in (b"", b"."))
 
 
-def _child(number: int, directory: int, name: bytes, text: bytes, stage: bytes, umask: int) -> int:
-    """Return 0 or the errno of bind(2)."""
+def _reachable(resolver: Resolver, stage: str) -> bool:
     try:
-        _enter(directory, text, stage)
+        os.close(resolver.open(stage, linux.O_PATH))
     except OSError:
-        text = b"/proc/self/fd/%d/%b" % (directory, name)
+        return False
+    return True
+
+
+def _child(
+    number: int,
+    directory: int,
+    name: str,
+    text: bytes,
+    stage: bytes,
+    head: bytes | None,
+    umask: int,
+) -> int:
+    """Return 0 or the errno of bind(2)."""
+    if head is None or not _enter(directory, text, stage, head):
+        text = b"/proc/self/fd/%d/%b" % (directory, os.fsencode(name))
     if len(text) > _SUN_MAX:
         return errno.ENAMETOOLONG
     os.umask(umask)
@@ -71,31 +92,38 @@ def _child(number: int, directory: int, name: bytes, text: bytes, stage: bytes, 
     return ctypes.get_errno() if _libc.bind(number, address, len(address)) else 0
 
 
-def _enter(directory: int, text: bytes, stage: bytes) -> None:
-    """Stand where ``text`` leads to ``directory``; OSError, with the root as it was, if not."""
-    if not stage and not text.startswith(b"/"):
+def _enter(directory: int, text: bytes, stage: bytes, head: bytes) -> bool:
+    """Stand where ``text``, whose directories are ``head``, leads to ``directory``.
+
+    Returns False, with the root as it was, where that cannot be.
+    """
+    if not head and not text.startswith(b"/"):
         os.fchdir(directory)
-        return
-    root = b"/proc/self/fd/%d" % directory
-    head = b"/".join(_directories(text))
-    if stage:
-        place = stage + b"/" + head
-        os.mkdir(stage + b"/" + _PROC)
-        os.makedirs(os.path.dirname(place), exist_ok=True)
-        os.symlink(b"/%b/self/fd/%d" % (_PROC, directory), place)
-        root = stage
-    linux.unshare(linux.CLONE_NEWUSER | linux.CLONE_NEWNS)
-    if stage:
-        linux.mount("none", "/", None, linux.MS_REC | linux.MS_SLAVE)
-        there = os.fsdecode(stage + b"/" + _PROC)
-        linux.mount("/proc", there, None, linux.MS_BIND | linux.MS_REC)
+        return True
     before = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    os.chroot(root)
-    os.chdir("/")
-    # SAFETY: nothing that the agent can change is walked here but what was pinned, so what
-    # the name leads to now is what bind will find
-    found = os.open(head or "/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    if not os.path.sameopenfile(directory, found):
-        os.fchdir(before)
-        os.chroot(".")
-        raise error(errno.EXDEV)
+    try:
+        linux.unshare(linux.CLONE_NEWUSER | linux.CLONE_NEWNS)
+        if head:
+            _furnish(directory, stage, head)
+        os.chroot(stage or b"/proc/self/fd/%d" % directory)
+        os.chdir("/")
+        # SAFETY: nothing that the agent can change is walked here but what was pinned, so what
+        # the name leads to now is what bind will find
+        found = os.open(head or "/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        if os.path.sameopenfile(directory, found):
+            return True
+    except OSError:
+        pass
+    os.fchdir(before)
+    os.chroot(".")
+    return False
+
+
+def _furnish(directory: int, stage: bytes, head: bytes) -> None:
+    """Make the names in ``head`` in the stage, so that they lead to ``directory``."""
+    proc, place = stage + b"/" + _PROC, stage + b"/" + head
+    os.mkdir(proc)
+    os.makedirs(os.path.dirname(place), exist_ok=True)
+    os.symlink(b"/%b/self/fd/%d" % (_PROC, directory), place)
+    linux.mount("none", "/", None, linux.MS_REC | linux.MS_SLAVE)
+    linux.mount("/proc", os.fsdecode(proc), None, linux.MS_BIND | linux.MS_REC)

@@ -207,7 +207,8 @@ class Network:
             directory, last = parent(note, action, linux.AT_FDCWD, text)
             with directory:
                 note.judge(Attempt(action, SocketTarget(join(directory.path, last))))
-                binding.bind(sock, directory, last, name, note.caller.umask())
+                umask = note.caller.umask()
+                binding.bind(note.mediator.resolver, sock, directory, last, name, umask)
                 return 0
         with pin(note, action, linux.AT_FDCWD, text) as pinned:
             note.judge(Attempt(action, SocketTarget(pinned.path)))

@@ -206,10 +206,23 @@ class Prison:
         if attack.name == "abstract_socket":
             name = "\0safeclaw-" + hashlib.sha256(str(area).encode()).hexdigest()[:16]
             stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)).bind(name)
+        if attack.name == "other_terminal":
+            self._other_terminal(area, token, stack)
         if attack.name == "host_loopback":
             server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
             (area / "port").write_text(str(server.getsockname()[1]))
         return token
+
+    def _other_terminal(self, area: Path, token: str, stack: contextlib.ExitStack) -> None:
+        """Open a terminal of this person's, in which the words are being typed."""
+        master, slave = pty.openpty()
+        for fd in (master, slave):
+            stack.callback(os.close, fd)
+        os.fchown(slave, pwd.getpwnam(self.name).pw_uid, -1)
+        os.write(master, f"{token}\n".encode())
+        number = os.fstat(slave).st_rdev
+        (area / "terminal").write_text(os.ttyname(slave))
+        (area / "number").write_text(f"{os.major(number)}:{os.minor(number)}")
 
     def _own(self, base: Path) -> None:
         if os.geteuid() == 0:

@@ -40,6 +40,8 @@ def _files() -> list[Attack]:
         Attack("file_flags", "file_flags.py", "refusals"),
         Attack("outside_view", "outside_view.py", "view"),
         Attack("outside_read", "outside_read.py", "outside"),
+        Attack("other_terminal", "other_terminal.py", "outside"),
+        Attack("bind_upward", "bind_upward.py", "upward"),
         Attack("inherited", "inherited.py", "closing"),
         Attack("broker_socket", "broker_socket.py", "outside"),
         Attack("abstract_socket", "abstract_socket.py", "outside"),
@@ -59,6 +61,7 @@ def _races() -> list[Attack]:
         Attack("race_symlink", "race_symlink.c", "pinned", goal=300),
         Attack("race_parent", "race_parent.c", "pinned", goal=200),
         Attack("race_rename", "race_rename.c", "pinned", goal=150),
+        Attack("race_bind", "race_bind.c", "pinned", goal=20),
         Attack("race_chdir", "race_chdir.c", "pinned", goal=300),
         Attack("race_connect", "race_connect.c", "pinned", goal=500),
         Attack("race_exec_path", "race_exec_path.c", "exec-stop", goal=100),
@@ -96,6 +99,7 @@ rules:
   - {action: shell.execute, command: ["./**/xd *", "./**/xd-dynamic *", "./**/xa d *"],
      effect: deny, reason: no such program}
   - {action: network.connect, path: "**/door-a", effect: allow}
+  - {action: network.bind, path: "*/src/**", effect: allow}
   - {action: [file.read, file.write], path: ["**", "/tmp/**"], effect: allow}
   - {action: shell.execute, command: ["/usr/** *", "/bin/** *", "/lib*/** *", "./** *"],
      effect: allow}

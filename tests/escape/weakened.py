@@ -21,7 +21,7 @@ from safeclaw.daemon import gate as daemon_gate
 from safeclaw.daemon import kept, launching
 from safeclaw.daemon.cli.main import main
 from safeclaw.policies.model import Attempt, Decision, Verdict
-from safeclaw.sandbox import filters, linux, mediator, programs, quick, syscalls
+from safeclaw.sandbox import binding, filters, linux, mediator, programs, quick, syscalls
 
 
 def _replace(owner: object, name: str, value: object) -> None:
@@ -122,6 +122,13 @@ def _closing() -> None:
     _replace(os, "closerange", _nothing)
 
 
+def _upward() -> None:
+    def directories(text: bytes, _: bytes) -> bytes:
+        return text.rpartition(b"/")[0]
+
+    _replace(binding, "_directories", directories)
+
+
 def _view() -> None:
     spec = launching.spec
 
@@ -141,6 +148,7 @@ DEFENCES = {
     "exec-stop": _exec_stop,  # the comparison of the new image with what was approved
     "loader": _loader,  # judging a loader as the program that it loads
     "closing": _closing,  # closing inherited descriptors
+    "upward": _upward,  # that a socket's name makes nothing above the place that is made for it
     "view": _view,  # that only what a rule can name exists
 }
 
