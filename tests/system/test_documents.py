@@ -25,7 +25,7 @@ def blocks(document: str, language: str) -> list[str]:
 def run(person: Person, script: str) -> tuple[int, str]:
     """Run a script with ``safeclaw`` on PATH; return its status, and all it printed."""
     bin_dir = person.base / "bin"
-    bin_dir.mkdir()
+    bin_dir.mkdir(exist_ok=True)
     program = bin_dir / "safeclaw"
     program.write_text(f'#!/bin/sh\nexec {shlex.join(person.command())} "$@"\n')
     program.chmod(0o755)
@@ -44,6 +44,21 @@ def test_the_tutorial_can_be_followed(person: Person) -> None:
     assert (person.workspace / "out/counts.txt").read_text().startswith("2 to\n2 be\n")
 
 
+def test_the_programs_run_as_the_document_says(person: Person) -> None:
+    *most, database = blocks("programs.md", "sh")
+    status, said = run(person, "\n".join(most))
+    assert status == 0, said
+    assert "denied" not in said
+    for line in ("work\nfirst", "hello from a wheel", "hello from node", "hello from make"):
+        assert f"\n{line}\n" in said
+    status, said = run(person, database)
+    if person.name == "root":
+        assert status != 0
+        assert "cannot be run as root" in said
+    else:
+        assert (status, said) == (0, "hello from PostgreSQL\n")
+
+
 def test_every_command_of_the_reference_works(person: Person) -> None:
     example, *others = blocks("policy-reference.md", "yaml")
     person.write("policy.yaml", example)
@@ -55,7 +70,9 @@ def test_every_command_of_the_reference_works(person: Person) -> None:
     assert (person.workspace / "policy.schema.json").read_text().startswith("{")
 
 
-@pytest.mark.parametrize("text", blocks("policy-reference.md", "yaml"))
+@pytest.mark.parametrize(
+    "text", blocks("policy-reference.md", "yaml") + blocks("programs.md", "yaml")
+)
 def test_every_policy_of_the_reference_loads(text: str) -> None:
     if "cases:" in text:
         assert load_cases(text.encode(), name="doc.yaml", workspace="/ws").cases
