@@ -3,6 +3,7 @@
 """Verify a safeclaw journal without safeclaw.
 
     verify_journal.py DIRECTORY [--public-key FILE] [--checkpoint FILE]...
+                      [--witness-key FILE]
 
 Needs Python 3.11 and the `cryptography` package, and nothing of safeclaw: it is
 written from docs/audit-format.md, to be read in one sitting.  DIRECTORY is a
@@ -83,12 +84,12 @@ def b64(data):
 # ---- keys and signed notes (c2sp.org/signed-note, tlog-checkpoint)
 
 
-def parse_key(text):
-    """Return (name, raw key) of `name+hash+base64`."""
+def parse_key(text, kind=1):
+    """Return (name, raw key) of `name+hash+base64`; kind 1 signs notes, 4 cosigns them."""
     name, _, rest = text.strip().partition("+")
     digest, _, body = rest.partition("+")
     raw = base64.b64decode(body, validate=True)
-    if not name or len(raw) != 33 or raw[0] != 1:
+    if not name or len(raw) != 33 or raw[0] != kind:
         raise ValueError("not an Ed25519 note key")
     if hashlib.sha256(name.encode() + b"\n" + raw).digest()[:4].hex() != digest:
         raise ValueError("the key's hash does not fit it")
@@ -134,6 +135,41 @@ def parse_checkpoint(text):
     if len(root) != 32 or f"{lines[0]}\n{int(lines[1])}\n{b64(root)}\n" != text:
         raise ValueError("the checkpoint is not in canonical form")
     return lines[0], int(lines[1]), root
+
+
+def cosigned_at(note, key):
+    """Return when a witness cosigned a note (c2sp.org/tlog-cosignature), None if it did not."""
+    text, _, signatures = note.partition("\n\n")
+    name, raw = key
+    mark = hashlib.sha256(name.encode() + b"\n\x04" + raw).digest()[:4]
+    for line in signatures.splitlines():
+        signer, _, body = line.removeprefix("\u2014 ").partition(" ")
+        signature = base64.b64decode(body, validate=True)
+        if signer == name and signature[:4] == mark:
+            seconds = int.from_bytes(signature[4:12], "big")
+            message = f"cosignature/v1\ntime {seconds}\n{text}\n".encode()
+            try:
+                Ed25519PublicKey.from_public_bytes(raw).verify(signature[12:], message)
+            except InvalidSignature:
+                raise ValueError(f"the cosignature of {name} does not hold") from None
+            return seconds
+    return None
+
+
+def check_cosigners(checkpoints, keys):
+    """Print who cosigned what; someone must have, where witnesses' keys were given."""
+    found = False
+    for path in checkpoints:
+        for key in keys:
+            try:
+                seconds = cosigned_at(path.read_text(), key)
+            except (OSError, ValueError) as error:
+                raise Wrong(path, error) from None
+            if seconds is not None:
+                found = True
+                print(f"{path}: cosigned by {key[0]}, {seconds} seconds after 1970")
+    if keys and not found:
+        raise Wrong("witness", "no checkpoint that was given is cosigned by it", INCOMPLETE)
 
 
 def open_certificate(note, old):
@@ -499,15 +535,17 @@ def main():
     parser.add_argument("directory", type=Path)
     parser.add_argument("--public-key", type=Path)
     parser.add_argument("--checkpoint", type=Path, action="append", default=[])
+    parser.add_argument("--witness-key", type=Path)
     options = parser.parse_args()
-    given = []
-    if options.public_key is not None:
+    given, witnesses = [], []
+    for path, keys, kind in ((options.public_key, given, 1), (options.witness_key, witnesses, 4)):
         try:
-            lines = options.public_key.read_text().splitlines()
-            given = [parse_key(line) for line in lines if line.strip()]
+            lines = path.read_text().splitlines() if path is not None else []
+            keys += [parse_key(line, kind) for line in lines if line.strip()]
         except (OSError, ValueError) as error:
-            parser.error(f"{options.public_key}: {error}")
+            parser.error(f"{path}: {error}")
     try:
+        check_cosigners(options.checkpoint, witnesses)
         package = (options.directory / "manifest.json").exists()
         if package:
             manifest = check_manifest(options.directory)

@@ -25,7 +25,11 @@ def _module() -> ModuleType:
 
 
 def standalone(
-    directory: Path, *, public_key: Path | None = None, checkpoint: Path | None = None
+    directory: Path,
+    *,
+    public_key: Path | None = None,
+    checkpoint: Path | None = None,
+    witness_key: Path | None = None,
 ) -> int:
     """Return the exit status of the verifier as it is run by hand."""
     arguments = [str(PATH), str(directory)]
@@ -33,6 +37,8 @@ def standalone(
         arguments += ["--public-key", str(public_key)]
     if checkpoint is not None:
         arguments += ["--checkpoint", str(checkpoint)]
+    if witness_key is not None:
+        arguments += ["--witness-key", str(witness_key)]
     with patch.object(sys, "argv", arguments), contextlib.redirect_stdout(io.StringIO()):
         status: object = _module().main()
     assert isinstance(status, int)

@@ -90,6 +90,7 @@ _ELSEWHERE: Final = {
     "reveal": "safeclaw.daemon.cli.audit_reveal:reveal_command",
     "sample": "safeclaw.daemon.cli.audit_export:sample_command",
     "summary": "safeclaw.daemon.cli.audit_summary:summary_command",
+    "witness": "safeclaw.daemon.cli.audit_witness:witness_group",
 }
 
 
@@ -184,6 +185,20 @@ def tail(
     help="A checkpoint kept elsewhere that the chain must agree with.",
 )  # fmt: skip
 @click.option("--public-key", metavar="FILE", help="The chain's public key, kept elsewhere.")
+@click.option(
+    "--witness",
+    "witnesses",
+    multiple=True,
+    metavar="URL",
+    help="A witness whose last checkpoint of this chain is fetched, and must agree.",
+)
+@click.option(
+    "--witness-key",
+    "witness_keys",
+    multiple=True,
+    metavar="KEY",
+    help="A witness's public key, or a file of them; it must have cosigned a checkpoint.",
+)
 @click.option("--journald", is_flag=True, help="Compare with this host's systemd journal.")
 @click.option("--journald-directory", metavar="DIR", help="Compare with the journal files in DIR.")
 @click.pass_context
@@ -193,6 +208,8 @@ def verify(
     as_json: bool,
     checkpoints: tuple[str, ...],
     public_key: str | None,
+    witnesses: tuple[str, ...],
+    witness_keys: tuple[str, ...],
     journald: bool,
     journald_directory: str | None,
 ) -> None:
@@ -200,23 +217,32 @@ def verify(
     from safeclaw.daemon.journal import verifier
     from safeclaw.daemon.journal.keys import read_public_keys
     from safeclaw.daemon.journal.report import whose
+    from safeclaw.daemon.witness.push import fetch, read_witness_keys
 
+    if witnesses and not witness_keys:
+        raise UsageError(
+            "--witness needs --witness-key: whoever stands between could show an older checkpoint",
+            hint="the witness's operator gives it: safeclaw audit witness show",
+        )
     directory = state / "journal"
     try:
         keys = read_public_keys(Path(public_key)) if public_key is not None else None
         kept = [verifier.read_checkpoint(Path(name)) for name in checkpoints]
+        cosigners = [key for name in witness_keys for key in read_witness_keys(name)]
     except JournalError as error:
         raise UsageError(error.message, hint=error.hint) from error
-    witness = None
+    kept += [(url, fetch(url, verifier.origin_of(directory))) for url in witnesses]
+    heard = None
     if journald or journald_directory is not None:
-        from safeclaw.daemon.journal.witness import journald_entries
+        from safeclaw.daemon.journal.heard import journald_entries
 
         where = Path(journald_directory) if journald_directory is not None else None
-        witness = journald_entries(directory, where)
+        heard = journald_entries(directory, where)
     with progress_bar("verifying") as progress:
         report = verifier.verify(
-            directory, public_key=keys, checkpoints=kept, witness=witness, progress=progress
-        )
+            directory, public_key=keys, checkpoints=kept, cosigners=cosigners, heard=heard,
+            progress=progress,
+        )  # fmt: skip
     owner = whose(directory)
     if as_json:
         value = {
@@ -233,6 +259,7 @@ def verify(
             "first_ts": report.first_ts,
             "last_ts": report.last_ts,
             "owner": owner,
+            "anchors": [anchor.what for anchor in report.anchors],
             "checked": report.checked(),
             "cannot_exclude": report.open_questions(),
             "notes": report.notes,

@@ -289,7 +289,9 @@ def check_directory(place: Path, given: list[PublicKey] | None) -> Report:
         report = verifier.verify(place / _JOURNAL, public_key=known)
         if given is None:
             # Keys that came with the package vouch for nothing outside it.
-            report.anchors = [anchor for anchor in report.anchors if anchor != "public key"]
+            report.anchors = [
+                anchor for anchor in report.anchors if anchor.what != verifier.PUBLIC_KEY
+            ]
         if report.status is Status.INTACT:
             problem = _signature_problem(place, report)
     if problem is not None:

@@ -34,6 +34,17 @@ class Finding:
         return f"{place}{sequence}: {self.what}"
 
 
+@dataclass(frozen=True)
+class Anchor:
+    """Something kept elsewhere that the chain agreed with, and what that cannot exclude."""
+
+    what: str
+    leaves_open: str
+
+    def __str__(self) -> str:
+        return self.what
+
+
 @dataclass
 class Report:
     """What was checked, against what, and what that leaves open."""
@@ -50,7 +61,7 @@ class Report:
     signed: int = 0  # records that the latest good checkpoint covers
     first_ts: str = ""
     last_ts: str = ""
-    anchors: list[str] = field(default_factory=lambda: list[str]())
+    anchors: list[Anchor] = field(default_factory=lambda: list[Anchor]())
     notes: list[str] = field(default_factory=lambda: list[str]())
 
     @property
@@ -90,13 +101,9 @@ class Report:
         if not self.anchors:
             left.append(
                 "that whoever owns the files and the key rewrote all of it, "
-                "or put an older copy in its place: give --checkpoint or --public-key"
+                "or put an older copy in its place: give --checkpoint, --witness or --public-key"
             )
-        elif not any(anchor.startswith("checkpoint") for anchor in self.anchors):
-            left.append(
-                "that whoever holds the private key rewrote it, or that an older copy "
-                "was put in its place: give --checkpoint"
-            )
+        left += [f"{anchor.what}: {anchor.leaves_open}" for anchor in self.anchors]
         if self.records > self.signed:
             left.append(
                 f"changes to the last {self.records - self.signed} records, "

@@ -15,15 +15,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
-from safeclaw.daemon.journal import files
+from safeclaw.daemon.journal import files, reader
+from safeclaw.daemon.journal.cosignature import WitnessKey, cosigned_at
 from safeclaw.daemon.journal.keys import read_keyring
 from safeclaw.daemon.journal.note import NoteError, PublicKey
-from safeclaw.daemon.journal.record import MAX_LINE
-from safeclaw.daemon.journal.report import Report, Status
+from safeclaw.daemon.journal.record import MAX_LINE, RecordError, decode
+from safeclaw.daemon.journal.report import Anchor, Report, Status
 from safeclaw.daemon.journal.walk import StopError, Walk
 from safeclaw.errors import JournalError
 
@@ -32,6 +34,17 @@ _RETRIES = 3
 
 #: Progress is told every so many lines (a power of two).
 _LINES: Final = 8192
+
+#: What an anchor is called that is nothing but the chain's public keys.
+PUBLIC_KEY: Final = "public key"
+
+
+class Claims(NamedTuple):
+    """Checkpoints that the chain has to agree with, and the witnesses who are to have signed."""
+
+    checkpoints: Sequence[tuple[str, str]]
+    cosigners: Sequence[WitnessKey]
+
 
 #: Told how many bytes were walked, of how many.
 Progress = Callable[[int, int], None]
@@ -42,24 +55,26 @@ def verify(
     *,
     public_key: PublicKey | Sequence[PublicKey] | None = None,
     checkpoints: Sequence[tuple[str, str]] = (),
-    witness: Iterable[tuple[int, str]] | None = None,
+    cosigners: Sequence[WitnessKey] = (),
+    heard: Iterable[tuple[int, str]] | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Return the verdict on the journal in ``directory``.
 
-    ``witness`` is journald's word: (sequence, leaf in hex), in order.
+    ``heard`` is journald's word: (sequence, leaf in hex), in order.
     ``public_key`` (the first epoch's, or those of several, oldest first) and
     ``checkpoints`` (name and signed note) are anchors: they count only if they were
-    kept where the journal's owner could not change them.
+    kept where the journal's owner could not change them.  ``cosigners`` are the witnesses
+    of whom at least one has to have cosigned one of the checkpoints.
     """
     given = [public_key] if isinstance(public_key, PublicKey) else list(public_key or ())
-    walk = Walk(given, _ring(directory), iter(witness or ()))
-    for attempt in range(_RETRIES if witness is None else 1):
+    walk = Walk(given, _ring(directory), iter(heard or ()))
+    for attempt in range(_RETRIES if heard is None else 1):
         if attempt:
             walk = Walk(given, _ring(directory), iter(()))
         found = _segments(directory)
         with contextlib.suppress(StopError):
-            _walk(walk, directory, checkpoints, progress)
+            _walk(walk, directory, Claims(checkpoints, cosigners), progress)
         if walk.report.status is Status.INTACT or _segments(directory)[:1] == found[:1]:
             break
     with contextlib.suppress(StopError):
@@ -75,8 +90,14 @@ def verify(
                 walk.report.notes.append(
                     f"journald has nothing before record {walk.first_heard}, or forgot it"
                 )
-            walk.report.anchors.append(f"journald: {walk.witnessed} records with the same hash")
-        elif witness is not None:
+            walk.report.anchors.append(
+                Anchor(
+                    f"journald: {walk.witnessed} records with the same hash",
+                    "records that journald has forgotten or never got, and root, who could "
+                    "write to both",
+                )
+            )
+        elif heard is not None:
             walk.report.notes.append("journald has no record of this chain")
     return walk.report
 
@@ -100,7 +121,7 @@ def _ring(directory: Path) -> list[PublicKey]:
 def _walk(
     walk: Walk,
     directory: Path,
-    checkpoints: Sequence[tuple[str, str]],
+    claims: Claims,
     progress: Progress | None,
 ) -> None:
     report = walk.report
@@ -135,7 +156,7 @@ def _walk(
                 progress(done - left, total)
 
         try:
-            torn = _segment(walk, path, size, latest, checkpoints, told)
+            torn = _segment(walk, path, size, latest, claims, told)
         except OSError as error:
             raise walk.stop(str(error.strerror), Status.INCOMPLETE, line=0) from error
         report.segments = position
@@ -179,7 +200,7 @@ def _segment(
     path: Path,
     size: int,
     latest: str | None,
-    checkpoints: Sequence[tuple[str, str]],
+    claims: Claims,
     told: Callable[[int], None],
 ) -> int:
     """Walk one segment's first ``size`` bytes; return the bytes of a torn last line."""
@@ -201,20 +222,56 @@ def _segment(
                 told(size)
             if walk.line == 1 and not claimed:
                 claimed = True
-                _take_claims(walk, latest, checkpoints)
+                _take_claims(walk, latest, claims)
     return 0
 
 
-def _take_claims(walk: Walk, latest: str | None, checkpoints: Sequence[tuple[str, str]]) -> None:
+def _take_claims(walk: Walk, latest: str | None, claims: Claims) -> None:
     """Now that the genesis has named the key, open the notes that were signed with it."""
+    report = walk.report
     if walk.given:
-        walk.report.anchors.append("public key")
+        report.anchors.append(
+            Anchor(
+                PUBLIC_KEY,
+                "a rewrite of the present epoch by whoever holds its key, and an older copy",
+            )
+        )
     if latest is not None:
         walk.claim(files.CHECKPOINT, latest)
-    for name, note in checkpoints:
-        walk.claim(name, note)
-        walk.report.anchors.append(f"checkpoint {name}")
+    cosigned = False
+    for name, note in claims.checkpoints:
+        size = walk.claim(name, note)
+        if size is None:
+            continue
+        words = _cosigners_of(walk, name, note, claims.cosigners)
+        cosigned = cosigned or bool(words)
+        after = f"records after the first {size}"
+        if words:
+            after += ", and a witness that whoever holds this journal's key runs himself"
+        report.anchors.append(Anchor(f"checkpoint {name}{words}", after))
+    if claims.cosigners and not cosigned:
+        names = ", ".join(key.name for key in claims.cosigners)
+        raise walk.stop(
+            f"no checkpoint that was given is cosigned by {names}",
+            Status.INCOMPLETE,
+            segment="witness",
+            line=0,
+        )
     walk.settle()
+
+
+def _cosigners_of(walk: Walk, name: str, note: str, known: Sequence[WitnessKey]) -> str:
+    """Return in words who of the witnesses cosigned a checkpoint, and when."""
+    words: list[str] = []
+    for key in known:
+        try:
+            at = cosigned_at(note, key)
+        except NoteError as error:
+            raise walk.stop(error.message, segment=name, line=0) from error
+        if at is not None:
+            when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(min(at, 2**40)))
+            words.append(f", cosigned by {key.name} at {when}")
+    return "".join(words)
 
 
 def read_checkpoint(path: Path) -> tuple[str, str]:
@@ -229,3 +286,18 @@ def read_checkpoint(path: Path) -> tuple[str, str]:
         raise JournalError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise JournalError(f"{path}: not a signed note") from error
+
+
+def origin_of(directory: Path) -> str:
+    """Return the name under which a chain signs its checkpoints, as its first record has it.
+
+    Raises:
+        JournalError: there is no journal, or its first line is no record.
+    """
+    first = next(reader.lines(directory), None)
+    if first is None:
+        raise JournalError(f"{directory}: no record here", hint="give --state DIR")
+    try:
+        return f"safeclaw/{decode(first[2]).chain}"
+    except RecordError as error:
+        raise JournalError(f"{first[0]}: {error.message}") from error

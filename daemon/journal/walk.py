@@ -81,13 +81,13 @@ class Walk:
         self,
         given: list[PublicKey],
         ring: list[PublicKey],
-        witness: Iterator[tuple[int, str]],
+        told: Iterator[tuple[int, str]],
     ) -> None:
         self.report = Report()
-        self.witness = witness
+        self.told = told  # by journald
         self.witnessed = 0
         self.first_heard = self.last_heard = 0
-        self.heard: tuple[int, str] | None = next(witness, None)
+        self.heard: tuple[int, str] | None = next(told, None)
         self.given = given
         self.ring = ring  # as certified by the keyring beside the chain
         self.keys: list[PublicKey] = []  # of the epochs, as the chain shows them
@@ -194,12 +194,15 @@ class Walk:
                 self.first_heard = seq if self.witnessed == 0 else self.first_heard
                 self.last_heard = seq
                 self.witnessed += 1
-            self.heard = next(self.witness, None)
+            self.heard = next(self.told, None)
 
     # ---- claims from outside
 
-    def claim(self, source: str, note: str) -> None:
-        """Take a signed note as something the chain must agree with."""
+    def claim(self, source: str, note: str) -> int | None:
+        """Take a signed note as something the chain must agree with; return its size.
+
+        None when what it covers was pruned.
+        """
         text = note.partition("\n\n")[0] + "\n"
         try:
             checkpoint = parse_checkpoint(text)
@@ -211,9 +214,10 @@ class Walk:
             self.report.notes.append(
                 f"{source} covers only records that were pruned: it was not compared"
             )
-            return
+            return None
         self.claims.append(Claim(source, note, checkpoint))
         self.claims.sort(key=lambda claim: claim.checkpoint.size)
+        return checkpoint.size
 
     def settle(self) -> None:
         """Hold the chain, at its present size, against who claims to know its root."""

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from safeclaw.daemon.journal import Entry, Journal, PolicyRef, RecordType, files, read
+from safeclaw.daemon.journal.heard import journald_entries
 from safeclaw.daemon.journal.journald import Forwarder, message_id
 from safeclaw.daemon.journal.merkle import leaf_hash
 from safeclaw.daemon.journal.report import Status
 from safeclaw.daemon.journal.verifier import verify
-from safeclaw.daemon.journal.witness import journald_entries
 from tests.real_journald import JOURNALD, Journald
 
 
@@ -157,9 +157,9 @@ def test_a_chain_rewritten_or_cut_with_its_key_is_found_by_journald(
         forwarder.pump(journal.durable)
         forwarder.close()
     journald.entries(5)
-    report = verify(directory, witness=journald_entries(directory, journald.files))
+    report = verify(directory, heard=journald_entries(directory, journald.files))
     assert report.headline == "intact"
-    assert report.anchors == ["journald: 5 records with the same hash"]
+    assert [str(anchor) for anchor in report.anchors] == ["journald: 5 records with the same hash"]
     # The owner cuts the tail and signs a new end with the real key.
     path = directory / files.segment_name(1)
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:3]))
@@ -167,7 +167,7 @@ def test_a_chain_rewritten_or_cut_with_its_key_is_found_by_journald(
     with Journal.open(directory) as journal:
         journal.checkpoint()
     assert verify(directory).headline == "internally consistent"
-    report = verify(directory, witness=journald_entries(directory, journald.files))
+    report = verify(directory, heard=journald_entries(directory, journald.files))
     assert report.status is Status.TAMPERED
     assert report.finding is not None
     assert report.finding.seq == 3
@@ -198,9 +198,9 @@ def test_what_others_send_to_journald_is_not_believed(journald: Journald, tmp_pa
 
     send(65534)
     assert len(journald.entries(6)) == 6  # the forgery is there
-    report = verify(directory, witness=journald_entries(directory, journald.files))
+    report = verify(directory, heard=journald_entries(directory, journald.files))
     assert report.headline == "intact", report.finding
-    assert report.anchors == ["journald: 5 records with the same hash"]
+    assert [str(anchor) for anchor in report.anchors] == ["journald: 5 records with the same hash"]
 
 
 def test_what_journald_lost_is_said(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_what_journald_lost_is_said(tmp_path: Path) -> None:
             (directory / files.segment_name(1)).read_bytes().split(b"\n")[:-1]
         )
     ]
-    report = verify(directory, witness=[*leaves[2:4], *leaves[6:]])
+    report = verify(directory, heard=[*leaves[2:4], *leaves[6:]])
     assert report.headline == "intact"
     assert any("lost 2 records" in note for note in report.notes)
     assert any("nothing before record 2" in note for note in report.notes)
