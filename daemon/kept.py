@@ -53,16 +53,17 @@ def runtime(state: str) -> tuple[Rule, ...]:
     return _keep(state, "policies", ("runtime",), tuple[Rule, ...], make)
 
 
-def filters(state: str, *, network: bool) -> Filters:
+def filters(state: str, *, network: bool, confined: bool = False) -> Filters:
     """Return the seccomp programs for this kernel."""
 
     def make() -> Filters:
         from safeclaw.sandbox.filters import build
 
-        return build(network=network)
+        return build(network=network, confined=confined)
 
     system = os.uname()
-    return _keep(state, "sandbox", (network, system.machine, system.release), Filters, make)
+    key = (network, confined, system.machine, system.release)
+    return _keep(state, "sandbox", key, Filters, make)
 
 
 def _keep(

@@ -11,7 +11,7 @@ from safeclaw.policies.buckets import covers
 from safeclaw.policies.compiled import CompiledPolicy, Context
 from safeclaw.policies.document import Effect
 from safeclaw.policies.glob import path_globs
-from safeclaw.sandbox.session import LaunchSpec
+from safeclaw.sandbox.spec import Degraded, Isolation, LaunchSpec
 
 #: What an agent inherits unless its policy names more.
 INHERITED = (
@@ -77,6 +77,8 @@ def spec(
     *,
     state: str,
     observe: bool = False,
+    isolation: Isolation = Isolation.FULL,
+    degraded: tuple[Degraded, ...] = (),
 ) -> LaunchSpec:
     """Return what to launch; ``command`` has the program's absolute path.
 
@@ -88,6 +90,7 @@ def spec(
     # Named by themselves, too: /tmp in a view is the session's own, and what lies there is not.
     view = (*reach, context.workspace, *context.interpreter)
     network = observe or policy.names_network()
+    confined = isolation is Isolation.LANDLOCK
     return LaunchSpec(
         command=command,
         workspace=context.workspace,
@@ -106,7 +109,11 @@ def spec(
         ),
         environment=environment(policy, inherited),
         network=network,
-        filters=kept.filters(state, network=network),
+        filters=kept.filters(state, network=network, confined=confined),
+        isolation=isolation,
+        degraded=degraded,
+        hosts=policy.names() if confined else (),
+        resources=policy.policy.resources,
     )
 
 

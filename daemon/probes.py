@@ -44,6 +44,8 @@ class Finding(msgspec.Struct, frozen=True):
     hint: str = ""
 
 
+#: What landlock isolation does without.
+NAMESPACE_LAYERS = ("namespaces", "view")
 #: BPF_RET|BPF_K with SECCOMP_RET_ALLOW (linux/filter.h): a filter that refuses nothing.
 _ALLOW_ALL = struct.pack("=HBBI", 0x06, 0, 0, 0x7FFF0000)
 _JOURNALD = "/run/systemd/journal/socket"
@@ -229,8 +231,10 @@ def landlock_floor() -> Finding:
     """Ask for the ABI, and build the floor."""
     abi = linux.landlock_abi()
     if abi < landlock.REQUIRED_ABI:
-        found = f"ABI {abi}" if abi else "not there"
+        found = f"ABI {abi} without {', '.join(landlock.lacking(abi))}" if abi else "not there"
         hint = "boot Linux 6.12 or later with landlock in its lsm= list"
+        if abi:
+            hint += "; full isolation does without those: --allow-degraded landlock-abi"
         return Finding(
             "landlock", State.MISSING, f"{found}, ABI {landlock.REQUIRED_ABI} is needed", hint
         )

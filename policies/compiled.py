@@ -125,6 +125,10 @@ class CompiledPolicy:
         """
         return reach.view(self.rules, self.context.workspace, self.context.home, self._found())
 
+    def names(self) -> tuple[str, ...]:
+        """Return the host names that an allowing rule spells out."""
+        return reach.names(self.rules)
+
     def executable_roots(self) -> tuple[str, ...]:
         """Return the path prefixes that programs may be run from."""
         roots = reach.executable_roots(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from safeclaw.policies import network
 from safeclaw.policies.buckets import covers
 from safeclaw.policies.command import command_globs
 from safeclaw.policies.document import Effect, Rule
@@ -66,6 +67,22 @@ def executable_roots(
                 if glob.path is not None:
                     found.append(glob.path.prefix)
     return outermost(found)
+
+
+def names(rules: Iterable[Rule]) -> tuple[str, ...]:
+    """Return the host names, wildcards left out, that a rule can allow the agent to reach."""
+    return tuple(
+        sorted(
+            {
+                host.name
+                for rule in _open(rules)
+                if _concerns(rule, _NETWORK_ACTIONS)
+                for text in rule.hosts
+                for host in network.hosts(text)
+                if host.name is not None and not host.name.startswith("*.")
+            }
+        )
+    )
 
 
 def names_network(rules: Iterable[Rule]) -> bool:

@@ -27,6 +27,7 @@ METADATA_CALLS = (
 _DEV_TTY = os.makedev(5, 0)
 #: How many names are remembered as regular files, and how long they may be.
 _PLAIN_MAX, _PLAIN_LENGTH_MAX = 65536, 512
+_HOSTS = "/etc/hosts"
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
@@ -145,7 +146,7 @@ def _open_read(note: Notification, dirfd: int, path: str, flags: int) -> int | N
         raise
     try:
         # a caller that has gone meanwhile is found by ADDFD: nothing else is done for it
-        real = resolver.canonical(caller, resolver.path_of(fd))
+        real = resolver.canonical(caller, resolver.place(fd))
         note.judge(Attempt("file.read", FileTarget(real)), alive=False)
         if not stat.S_IFMT(os.fstat(fd).st_mode) & stat.S_IFREG:
             plain.discard(absolute)
@@ -171,6 +172,11 @@ def _open_pinned(note: Notification, pinned: Pinned, flags: int) -> bool:
         raise error(errno.ELOOP)
     if kind == stat.S_IFIFO and not flags & os.O_NONBLOCK:
         _wait_for_fifo(note, pinned, flags)
+        return False
+    hosts = note.mediator.hosts
+    if hosts is not None and pinned.path == _HOSTS:
+        # names are resolved for it, which takes its time
+        note.mediator.background(note, lambda: _send(note, hosts.open(), flags))
         return False
     fd = _reopen(note, pinned, flags & ~os.O_NOFOLLOW | os.O_NONBLOCK)
     if not flags & os.O_NONBLOCK:

@@ -8,6 +8,20 @@ from __future__ import annotations
 
 import msgspec
 
+#: Asked about where no PID namespace ends a session.
+FORK_CALLS = ("fork", "vfork", "clone")
+#: Where the PID namespace is the host's, asked about unless they are about the caller (0): the
+#: call, and the argument that says whom it is about.
+PROCESS_CALLS = {
+    "prlimit64": 0,
+    "sched_setaffinity": 0,
+    "sched_setparam": 0,
+    "sched_setscheduler": 0,
+    "sched_setattr": 0,
+    "setpriority": 1,
+    "ioprio_set": 1,
+}
+
 
 class Filters(msgspec.Struct, frozen=True):
     """Two BPF programs, and the number of each call that the second one asks about."""
@@ -17,10 +31,16 @@ class Filters(msgspec.Struct, frozen=True):
     numbers: dict[int, str]
 
 
-def build(*, network: bool) -> Filters:
-    """Return the programs; ``network`` says that the agent may hold host sockets."""
+def build(*, network: bool, confined: bool = False) -> Filters:
+    """Return the programs.
+
+    ``network`` says that the agent may hold host sockets, ``confined`` that it shares the
+    host's namespaces, the network's among them.
+    """
     from safeclaw.sandbox import syscalls
 
     return Filters(
-        syscalls.refusals(network=network), syscalls.allow_list(), syscalls.notified_numbers()
+        syscalls.refusals(network=network or confined),
+        syscalls.allow_list(confined=confined),
+        syscalls.notified_numbers(confined=confined),
     )

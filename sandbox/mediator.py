@@ -20,6 +20,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from safeclaw.policies.model import Attempt, Decision, FileTarget, OtherTarget, Verdict
 from safeclaw.sandbox import linux, quick
@@ -27,6 +28,9 @@ from safeclaw.sandbox.caller import Caller, Opened
 from safeclaw.sandbox.gate import Gate
 from safeclaw.sandbox.relief import Relief
 from safeclaw.sandbox.resolve import Resolver, error
+
+if TYPE_CHECKING:
+    from safeclaw.sandbox.hosts import Hosts
 
 #: How many callers are remembered, each with a descriptor, and how many calls may wait in
 #: threads of their own, each with a few.
@@ -160,6 +164,8 @@ class Mediator:
         )
         #: Names that were regular files: a hint that one open will do, never a verdict.
         self.plain: set[str] = set()
+        #: What /etc/hosts is inside, where it is not the host's.
+        self.hosts: Hosts | None = None
         #: The argv that the session starts with, until its exec has been judged.
         self.first_program: tuple[str, ...] | None = None
 

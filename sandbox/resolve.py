@@ -11,9 +11,13 @@ import errno
 import os
 import re
 import stat
+from typing import TYPE_CHECKING
 
 from safeclaw.sandbox import linux
 from safeclaw.sandbox.caller import Caller
+
+if TYPE_CHECKING:
+    from safeclaw.sandbox.confine import Confinement
 
 RESOLVE = linux.RESOLVE_IN_ROOT | linux.RESOLVE_NO_MAGICLINKS
 _PATH_FLAGS = linux.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
@@ -85,6 +89,8 @@ class Resolver:
             self._host_terminals = os.stat(_TERMINALS).st_dev
         except OSError:
             self._host_terminals = -1
+        #: What the root does not hide by itself is held back by this.
+        self.confinement: Confinement | None = None
 
     def path_of(self, fd: int) -> str:
         """Return the path of an open descriptor in the agent's view.
@@ -114,6 +120,13 @@ class Resolver:
         same = (named.st_dev, named.st_ino) == (found.st_dev, found.st_ino)
         return path if same else path[: -len(_DELETED)]
 
+    def place(self, fd: int) -> str:
+        """Return the path of a descriptor that was opened by name; ENOENT: not for the agent."""
+        path = self.path_of(fd)
+        if self.confinement is not None:
+            self.confinement.require(fd, path)
+        return path
+
     def absolute(self, caller: Caller, dirfd: int, path: str) -> str:
         """Return ``path`` made absolute and with the caller's own names rewritten."""
         if not path:
@@ -123,6 +136,8 @@ class Resolver:
             path = f"{base}/{path}" if base != "/" else f"/{path}"
         if _SPECIAL.match(path.replace("//", "/")):
             path = self._own(caller, path)
+        if self.confinement is not None:
+            path = self.confinement.rewrite(path)
         return path
 
     def base(self, caller: Caller, dirfd: int) -> str:
@@ -185,7 +200,11 @@ class Resolver:
         if own is not None and follow:
             return self.pin_descriptor(caller, own)
         fd = self.open(path, linux.O_PATH | (0 if follow else os.O_NOFOLLOW))
-        return Pinned(fd, self.canonical(caller, self.path_of(fd)))
+        try:
+            return Pinned(fd, self.canonical(caller, self.place(fd)))
+        except BaseException:
+            os.close(fd)
+            raise
 
     def pin_descriptor(self, caller: Caller, number: int) -> Pinned:
         """Pin what the caller's own descriptor ``number`` refers to."""
@@ -196,6 +215,12 @@ class Resolver:
         path = self.path_of(fd)
         if not path.startswith("/") or path.startswith("/memfd:"):
             path = f"/proc/self/fd/{number}"
+        elif self.confinement is not None:
+            try:
+                self.confinement.require(fd, path, held=_is_open(caller, number))
+            except BaseException:
+                os.close(fd)
+                raise
         return Pinned(fd, self.canonical(caller, path))
 
     def pin_parent(self, caller: Caller, dirfd: int, path: str) -> tuple[Pinned, str]:
@@ -210,7 +235,11 @@ class Resolver:
         if len(os.fsencode(name)) > 255:
             raise error(errno.ENAMETOOLONG)
         fd = self.open(head or "/", linux.O_PATH | os.O_DIRECTORY)
-        return Pinned(fd, self.canonical(caller, self.path_of(fd))), name
+        directory = Pinned(fd, self.canonical(caller, self.path_of(fd)))
+        if self.confinement is not None and not self.confinement.shows(join(directory.path, name)):
+            with directory:
+                raise error(errno.EACCES)
+        return directory, name
 
     def where(self, caller: Caller, dirfd: int, path: str) -> str:
         """Return where ``path`` would be, though it is not there, for a record."""
@@ -220,6 +249,15 @@ class Resolver:
             return os.path.normpath(self.absolute(caller, dirfd, path))
         with parent:
             return join(parent.path, name)
+
+
+def _is_open(caller: Caller, number: int) -> bool:
+    """Whether the caller's descriptor is more than a place in a file system (O_PATH)."""
+    with open(f"/proc/{caller.tgid}/fdinfo/{number}") as source:
+        for line in source:
+            if line.startswith("flags:"):
+                return not int(line.split()[1], 8) & linux.O_PATH
+    return False
 
 
 def join(directory: str, name: str) -> str:

@@ -1,8 +1,8 @@
 """One session: put up the walls, start the agent in them, mediate until it ends.
 
-The supervisor (this process) forks PID 1 of the agent's namespaces; that one
-builds the view, forks the agent's first process and reaps.  When the supervisor
-dies, the kernel kills PID 1 and with it every process of the agent.
+The supervisor (this process) forks the session's first process (:mod:`first`):
+PID 1 of the agent's namespaces, or with landlock isolation its keeper.  When the
+supervisor dies, that one and every process of the agent die with it.
 """
 
 from __future__ import annotations
@@ -16,52 +16,81 @@ import socket
 import struct
 import sys
 import threading
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from safeclaw.errors import CommandError, SafeclawError, WallError
 from safeclaw.policies.model import Attempt, OtherTarget
-from safeclaw.sandbox import landlock, linux, names, walls
-from safeclaw.sandbox.filters import Filters, build
+from safeclaw.sandbox import first, landlock, limits, linux, names, walls
+from safeclaw.sandbox.filters import build
 from safeclaw.sandbox.gate import Gate
+from safeclaw.sandbox.spec import Degraded, Isolation, LaunchSpec
 
 if TYPE_CHECKING:
+    from safeclaw.sandbox.confine import Own
     from safeclaw.sandbox.mediator import Mediator
 
-
-class LaunchSpec(msgspec.Struct, frozen=True):
-    """What to run, and the walls to run it in; all paths are absolute."""
-
-    command: tuple[str, ...]
-    workspace: str
-    view: tuple[str, ...]
-    writable: tuple[str, ...]
-    executable_roots: tuple[str, ...]
-    masked: tuple[str, ...] = ()
-    environment: dict[str, str] = {}
-    network: bool = False
-    #: What to load instead of what would be built for this.
-    filters: Filters | None = None
+_NO_NAMESPACES = (
+    "user namespaces may be switched off: see safeclaw doctor; "
+    "--isolation landlock does without them"
+)
+#: What full isolation has and landlock isolation has not, by name, and what holds instead.
+MISSING = (
+    "mount namespace: names outside the view can be seen by stat(2), and not opened",
+    "pid namespace: processes of the host can be seen to exist; signals, /proc and tracing stop "
+    "at the session's own",
+    "net namespace: no loopback of its own, every address needs a rule; the host's interfaces and "
+    "connections can be listed",
+    "ipc namespace: System V IPC is refused",
+    "private /tmp: TMPDIR is the session's own, the rest of /tmp, /var/tmp and /dev/shm is refused",
+    "resolver: /etc/hosts gives the names that rules spell out, wildcards resolve to nothing",
+)
 
 
 class Session:
     """A running agent: ``wait`` for its end, ``kill`` it from any thread."""
 
-    def __init__(self, init: int, mediator: Mediator) -> None:
+    def __init__(
+        self, init: int, spec: LaunchSpec, gate: Gate, held: limits.Limits, own: Own | None
+    ) -> None:
         self._init = init
         self._pidfd = os.pidfd_open(init)
-        self._mediator = mediator
+        self._gate = gate
+        self._limits = held
+        self._own = own
+        self._confined = spec.isolation is Isolation.LANDLOCK
 
     def kill(self) -> None:
-        """Kill every process of the agent, by killing PID 1 of its namespace."""
+        """Kill every process of the agent."""
+        self._limits.kill()
+        asked = signal.SIGKILL
+        if self._confined:
+            from safeclaw.sandbox import tree
+
+            tree.kill(self._init)
+            asked = signal.SIGTERM  # the keeper goes when nothing is left to be kept
         with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            signal.pidfd_send_signal(self._pidfd, asked)
 
     def wait(self) -> int:
-        """Return the agent's exit status, 128+n for a signal."""
-        _, status = os.waitpid(self._init, 0)
-        return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 128 + 9
+        """Return the agent's exit status, 128+n for a signal; its last process has then gone."""
+        _, ended = os.waitpid(self._init, 0)
+        status = 128 + signal.SIGKILL
+        if os.WIFEXITED(ended):
+            status = os.waitstatus_to_exitcode(ended)
+        elif self._confined:
+            self._end_orphans()
+        self._limits.finish(self._gate, status)
+        if self._own is not None:
+            self._own.remove()
+        return status
+
+    def _end_orphans(self) -> None:
+        """End what a keeper that was killed from outside has left: this process's own now."""
+        from safeclaw.sandbox import tree
+
+        tree.end_filtered(os.getpid())
 
 
 def resolve_command(command: tuple[str, ...], path: str, cwd: str) -> tuple[str, ...]:
@@ -94,28 +123,67 @@ def launch(spec: LaunchSpec, gate: Gate) -> Session:
     Raises WallError when a layer cannot be put up, CommandError when the first
     exec fails.
     """
-    abi = landlock.require()
-    filters = spec.filters or build(network=spec.network)
-    programs_bpf = (filters.refusals, filters.allow_list)
-    steps = walls.plan(spec.view, spec.writable, spec.masked)
+    confined = spec.isolation is Isolation.LANDLOCK
+    # SAFETY: without namespaces Landlock's scopes are all that keeps signals in.
+    abi = landlock.require(older=not confined and Degraded.LANDLOCK_ABI in spec.degraded)
+    held = limits.prepare(spec)
+    own = None
+    if confined:
+        from safeclaw.sandbox.confine import Own
+
+        own = Own.make()
+        spec = msgspec.structs.replace(
+            spec, environment={"TMPDIR": own.temporary, **spec.environment}
+        )
+    spec = msgspec.structs.replace(
+        spec,
+        filters=spec.filters or build(network=spec.network, confined=confined),
+        rlimits=held.plan.rlimits,
+        cgroup=held.group,
+        signals=tuple(int(one) for one in signal.pthread_sigmask(signal.SIG_BLOCK, ())),
+    )
+    try:
+        return _launch(spec, gate, abi, held, own)
+    except BaseException:
+        held.discard()
+        if own is not None:
+            own.remove()
+        raise
+
+
+def _launch(
+    spec: LaunchSpec, gate: Gate, abi: int, held: limits.Limits, own: Own | None
+) -> Session:
+    confined = own is not None
+    assert spec.filters is not None
+    steps = () if confined else walls.plan(spec.view, spec.writable, spec.masked)
     linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
     go_read, go_write = os.pipe()
     said_read, said_write = os.pipe()
     servers = names.system_nameservers()
     ours, theirs = socket.socketpair()
+    ended, ending = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
-    outer = os.fork()
-    if outer == 0:
+    init = os.fork()
+    if init == 0:
         os.close(go_write)
         os.close(said_read)
         ours.close()
-        _outer(spec, steps, programs_bpf, go_read, said_write, theirs, servers)
+        pipes = first.Pipes(go_read, said_write)
+        if confined:
+            os.close(ended)
+            first.keeper(spec, pipes, ending)
+        os.close(ending)
+        first.outer(spec, steps, pipes, theirs, servers)
     theirs.close()
+    os.close(ending)
     os.close(go_read)
     os.close(said_write)
-    init = struct.unpack("=i", _read(said_read, 4))[0]
-    os.waitpid(outer, 0)
+    if not confined:
+        outer = init
+        init = struct.unpack("=i", _read(said_read, 4, _NO_NAMESPACES))[0]
+        os.waitpid(outer, 0)
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
     os.write(go_write, b"g")
     # While the walls are put up, what mediates is imported; nothing of it can be read later,
@@ -126,31 +194,41 @@ def launch(spec: LaunchSpec, gate: Gate) -> Session:
     from safeclaw.sandbox.network import Network
 
     agent, listener_number = struct.unpack("=ii", _read(said_read, 8))
-    inner_pidfd = os.pidfd_open(_host_pid(init, agent))
+    if not confined:
+        agent = _host_pid(init, agent)
+    inner_pidfd = os.pidfd_open(agent)
     # calls that wait hold descriptors here; the agent's own limit is left as it was
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    held.hold_supervisor()
     listener = linux.pidfd_getfd(inner_pidfd, listener_number)
-    root = os.open(f"/proc/{_host_pid(init, agent)}/root", os.O_PATH | os.O_CLOEXEC)
+    root = os.open(f"/proc/{agent}/root", os.O_PATH | os.O_CLOEXEC)
     linux.drop_capabilities()
     os.umask(0)
-    mediator = Mediator(listener, root, filters.numbers, gate)
+    mediator = Mediator(listener, root, spec.filters.numbers, gate)
     mediator.first_program = spec.command
     interrupt.prepare()
     bound = names.system_names()
-    with ours:
-        _, fds, _, _ = socket.recv_fds(ours, 1, 2 * len(servers))
-    sockets = [socket.socket(fileno=fd) for fd in fds]
-    network = Network(outside.cookie(sockets[0]), servers, bound)
+    sockets: list[socket.socket] = []
+    if not confined:
+        with ours:
+            _, fds, _, _ = socket.recv_fds(ours, 1, 2 * len(servers))
+        sockets = [socket.socket(fileno=fd) for fd in fds]
+        network = Network(outside.cookie(sockets[0]), servers, bound)
+        os.close(ended)
+    else:
+        ours.close()
+        network = Network(None, (), bound)
+        _confine(mediator, spec, own, bound, init, ended)
     messages = Messages(network)
     for table in (
         *(files.handlers(), programs.handlers(), identity.handlers()),
         *(network.handlers(), messages.handlers()),
     ):
         mediator.register(table)
-    session = Session(init, mediator)
+    session = Session(init, spec, gate, held, own)
     try:
-        gate.started(describe(spec, steps, abi))
+        gate.started(describe(spec, steps, abi, held.plan))
     except BaseException:
         session.kill()
         raise
@@ -172,6 +250,7 @@ def launch(spec: LaunchSpec, gate: Gate) -> Session:
             status=127 if number == errno.ENOENT else 126,
             hint="see the denials above" if number == errno.EACCES else "check the program",
         )
+    held.watch(gate, session.kill)
     return session
 
 
@@ -189,14 +268,49 @@ def _mediate(mediator: Mediator, session: Session) -> None:
         )
 
 
-def describe(spec: LaunchSpec, steps: tuple[walls.Step, ...], abi: int) -> dict[str, object]:
+def _confine(
+    mediator: Mediator,
+    spec: LaunchSpec,
+    own: Own | None,
+    bound: names.Names,
+    keeper: int,
+    ended: int,
+) -> None:
+    """Have the mediator hold back what the namespaces would."""
+    from safeclaw.sandbox import processes
+    from safeclaw.sandbox.confine import Confinement
+    from safeclaw.sandbox.hosts import Hosts
+
+    assert own is not None
+    view = (*spec.view, spec.workspace)
+    mediator.resolver.confinement = Confinement(keeper, own, view)
+    mediator.register(processes.handlers(ended))
+    if spec.hosts:
+        mediator.hosts = Hosts(spec.hosts, bound, mediator.gate, keeper)
+
+
+def describe(
+    spec: LaunchSpec, steps: tuple[walls.Step, ...], abi: int, held: limits.Plan
+) -> dict[str, object]:
     """Return what was put up, for a person and for the session's first record."""
+    found: dict[str, object] = {"isolation": spec.isolation.value}
+    missing = [f"landlock: {name}" for name in landlock.lacking(abi)]
+    if spec.isolation is Isolation.LANDLOCK:
+        missing += MISSING
+    else:
+        found["namespaces"] = list(walls.NAMESPACE_NAMES)
+    network = "host sockets by rule" if spec.network else "own loopback only"
+    if spec.isolation is Isolation.LANDLOCK:
+        network = "host sockets by rule, no loopback of its own"
     return {
-        "namespaces": list(walls.NAMESPACE_NAMES),
+        **found,
+        "missing": missing,
         "landlock_abi": abi,
         "seccomp": ["refusals", "allow-list"],
         "no_new_privs": True,
-        "network": "host sockets by rule" if spec.network else "own loopback only",
+        "network": network,
+        "resources": list(held.said),
+        "cgroup": spec.cgroup,
         "view": [str(step) for step in steps],
     }
 
@@ -213,7 +327,7 @@ def _host_pid(init: int, inner: int) -> int:
     raise WallError("the agent's first process has gone", hint="run with -v")
 
 
-def _read(fd: int, size: int) -> bytes:
+def _read(fd: int, size: int, hint: str = "see safeclaw doctor") -> bytes:
     """Read ``size`` bytes after a ``+``, or raise what the child said went wrong after a ``!``."""
     data = b""
     while len(data) < 1 + size:
@@ -225,7 +339,7 @@ def _read(fd: int, size: int) -> bytes:
             raise WallError(
                 "the walls could not be put up: "
                 + (data[1:] + _rest(fd)).decode("utf-8", "replace"),
-                hint="user namespaces may be switched off: see safeclaw doctor",
+                hint=hint,
             )
     return data[1:]
 
@@ -243,109 +357,12 @@ def _read_all(fd: int) -> str:
     return data.lstrip(b"!").decode("utf-8", "replace")
 
 
-def _outer(
-    spec: LaunchSpec,
-    steps: tuple[walls.Step, ...],
-    bpf: tuple[bytes, bytes],
-    go: int,
-    said: int,
-    theirs: socket.socket,
-    servers: tuple[str, ...],
-) -> NoReturn:
-    """Enter the new namespaces and fork their PID 1; then be gone."""
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
-        walls.identity()
-        init = os.fork()
-        if init:
-            os.write(said, struct.pack("=ci", b"+", init))
-            os._exit(0)
-        _init(spec, steps, bpf, go, said, theirs, servers)
-    except BaseException as problem:
-        _say(said, problem)
-    os._exit(1)
-
-
-def _say(said: int, problem: BaseException) -> None:
-    os.write(said, b"!" + str(problem).encode("utf-8", "replace")[:2000])
-
-
-def _init(
-    spec: LaunchSpec,
-    steps: tuple[walls.Step, ...],
-    bpf: tuple[bytes, bytes],
-    go: int,
-    said: int,
-    theirs: socket.socket,
-    servers: tuple[str, ...],
-) -> NoReturn:
-    """PID 1: build the view, start the agent, reap, and end with its status."""
-    if os.read(go, 1) != b"g":
-        os._exit(1)
-    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
-    walls.put_up(steps, spec.workspace)
-    sockets = names.listen(servers)
-    socket.send_fds(theirs, [b"n"], [sock.fileno() for sock in sockets])
-    for sock in (*sockets, theirs):
-        sock.close()
-    agent = os.fork()
-    if agent == 0:
-        try:
-            _agent(spec, bpf, go, said)
-        except BaseException as problem:
-            _say(said, problem)
-        os._exit(126)
-    linux.prctl(linux.PR_SET_DUMPABLE, 0)
-    linux.drop_capabilities()
-    # only the agent may hold these, so that their end is its exec
-    os.close(said)
-    os.close(go)
-    while True:
-        pid, status = os.wait()
-        if pid == agent:
-            code = os.waitstatus_to_exitcode(status)
-            os._exit(code if code >= 0 else 128 - code)
-
-
-def _agent(spec: LaunchSpec, bpf: tuple[bytes, bytes], go: int, said: int) -> NoReturn:
-    """The agent's first process: give everything up, then exec."""
-    for number in range(1, signal.NSIG):
-        if number not in (signal.SIGKILL, signal.SIGSTOP, 32, 33):
-            signal.signal(number, signal.SIG_DFL)
-    keep = sorted((go, said))
-    os.closerange(3, keep[0])
-    os.closerange(keep[0] + 1, keep[1])
-    os.closerange(keep[1] + 1, 1 << 20)
-    for fd in keep:
-        os.set_inheritable(fd, False)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    ruleset = landlock.build(spec.executable_roots)
-    # until its own exec nothing runs here but this; the supervisor fetches the listener
-    linux.prctl(linux.PR_SET_DUMPABLE, 1)
-    linux.drop_capabilities()
-    linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
-    linux.landlock_restrict_self(ruleset)
-    os.close(ruleset)
-    argv = [os.fsencode(word) for word in spec.command]
-    environment = {os.fsencode(k): os.fsencode(v) for k, v in spec.environment.items()}
-    listener = linux.load_filter(
-        bpf[1],
-        linux.SECCOMP_FILTER_FLAG_NEW_LISTENER | linux.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV,
-    )
-    # the refusals come second, because they refuse any further listener
-    linux.load_filter(bpf[0], 0)
-    # from here on every open waits for the supervisor
-    os.write(said, struct.pack("=cii", b"+", os.getpid(), listener))
-    if os.read(go, 1) != b"e":
-        os._exit(125)
-    os.close(listener)
-    try:
-        os.execve(argv[0], argv, environment)
-    except OSError as problem:
-        said_why = os.strerror(problem.errno or 0).encode()
-        os.write(said, b"!%d:%b: %b" % (problem.errno or 0, argv[0], said_why))
-        os._exit(126)
-
-
-__all__ = ["LaunchSpec", "SafeclawError", "Session", "describe", "launch", "resolve_command"]
+__all__ = [
+    "Isolation",
+    "LaunchSpec",
+    "SafeclawError",
+    "Session",
+    "describe",
+    "launch",
+    "resolve_command",
+]

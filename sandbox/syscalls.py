@@ -14,6 +14,7 @@ import os
 import pyseccomp as seccomp
 
 from safeclaw.sandbox import linux
+from safeclaw.sandbox.filters import FORK_CALLS, PROCESS_CALLS
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -52,7 +53,6 @@ ALLOWED = _names(
     # memory
     "mmap munmap mremap mprotect pkey_alloc pkey_free pkey_mprotect msync mincore madvise brk "
     "mlock mlock2 munlock mlockall munlockall mbind get_mempolicy set_mempolicy membarrier rseq "
-    "shmget shmat shmdt shmctl semget semop semtimedop semctl msgget msgsnd msgrcv msgctl "
     # processes and threads of its own namespace
     "fork vfork clone exit exit_group wait4 waitid getpid getppid gettid getpgid getpgrp setpgid "
     "getsid setsid set_tid_address set_robust_list get_robust_list futex futex_waitv futex_wake "
@@ -73,6 +73,11 @@ ALLOWED = _names(
     "socket socketpair getsockname getpeername getsockopt setsockopt shutdown accept accept4 "
     "recvfrom recvmsg recvmmsg landlock_create_ruleset landlock_add_rule "
     "landlock_restrict_self"
+)
+
+#: System V IPC: free where the IPC namespace is the session's own, and missing where it is not.
+IPC_CALLS = _names(
+    "shmget shmat shmdt shmctl semget semop semtimedop semctl msgget msgsnd msgrcv msgctl"
 )
 
 #: Refused with EPERM, so that a person sees a refusal and not a missing call.
@@ -98,6 +103,8 @@ IPPROTO_MPTCP = 262
 _PRIVILEGED_PROTOCOLS = tuple((number, errno.EPERM) for number in (1, 58, 255))
 #: SCTP, UDP-Lite, DCCP and L2TP, which no rule could name: as on a kernel without them.
 _UNKNOWN_PROTOCOLS = tuple((number, errno.EPROTONOSUPPORT) for number in (132, 136, 33, 115))
+_PRIO_PGRP, _PRIO_USER = 1, 2
+_IOPRIO_WHO_PGRP, _IOPRIO_WHO_USER = 2, 3
 #: Socket options by level that send packets another way than to the address that was judged:
 #: IP_OPTIONS; IPV6_2292RTHDR, IPV6_2292PKTOPTIONS, IPV6_RTHDRDSTOPTS, IPV6_RTHDR;
 #: SO_BINDTODEVICE, SO_BINDTOIFINDEX.
@@ -124,9 +131,10 @@ def _number(name: str) -> int | None:
     return number if number >= 0 else None
 
 
-def notified_numbers() -> dict[int, str]:
+def notified_numbers(*, confined: bool = False) -> dict[int, str]:
     """Map each notified call's number on this machine to its name."""
-    return {number: name for name in NOTIFIED if (number := _number(name)) is not None}
+    asked = (*NOTIFIED, *((*PROCESS_CALLS, *FORK_CALLS) if confined else ()))
+    return {number: name for name in asked if (number := _number(name)) is not None}
 
 
 def refusals(*, network: bool = False) -> bytes:
@@ -163,6 +171,11 @@ def refusals(*, network: bool = False) -> bytes:
     refuse("fcntl", 1, F_SETLEASE, seccomp.ERRNO(errno.EINVAL))
     for option in (PR_SET_MM, PR_SET_PTRACER):
         refuse("prctl", 0, option)
+    # a whole group or user: the supervisor is of the agent's group, wherever its PID namespace is
+    for which in (_PRIO_PGRP, _PRIO_USER):
+        refuse("setpriority", 0, which)
+    for which in (_IOPRIO_WHO_PGRP, _IOPRIO_WHO_USER):
+        refuse("ioprio_set", 0, which)
     refuse("seccomp", 1, linux.SECCOMP_FILTER_FLAG_NEW_LISTENER, mask=1 << 3)
     program.add_rule(eperm, "personality", seccomp.Arg(0, seccomp.NE, _LOW32))
     unsupported = seccomp.ERRNO(errno.EAFNOSUPPORT)
@@ -210,11 +223,23 @@ def refusals(*, network: bool = False) -> bytes:
     return _export(program)
 
 
-def allow_list() -> bytes:
-    """Return the second program: by name."""
+def allow_list(*, confined: bool = False) -> bytes:
+    """Return the second program: by name.
+
+    ``confined`` says that the agent shares the host's PID and IPC namespaces.
+    """
     program = seccomp.SyscallFilter(seccomp.ERRNO(errno.ENOSYS))
     asked = [name for name in NOTIFIED if name not in ("sendto", *_OPENS)]
     free = [name for name in ALLOWED if name not in asked and name != "socket"]
+    if confined:
+        free = [name for name in free if name not in (*PROCESS_CALLS, *FORK_CALLS)]
+        asked += FORK_CALLS
+        for name, index in PROCESS_CALLS.items():
+            if (number := _number(name)) is not None:
+                program.add_rule(seccomp.ALLOW, number, seccomp.Arg(index, seccomp.EQ, 0))
+                program.add_rule(seccomp.NOTIFY, number, seccomp.Arg(index, seccomp.NE, 0))
+    else:
+        free += IPC_CALLS
     for names, action in (
         (free, seccomp.ALLOW),
         (REFUSED, seccomp.ERRNO(errno.EPERM)),

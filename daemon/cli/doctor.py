@@ -23,10 +23,15 @@ def doctor_command(as_json: bool) -> int:
 
     findings = probes.probe(Path(client.state_directory(dict(os.environ))))
     missing = [finding for finding in findings if finding.state is probes.State.MISSING]
+    without = [finding for finding in missing if finding.layer not in probes.NAMESPACE_LAYERS]
     if as_json:
         import msgspec
 
-        value = {"full_isolation": not missing, "layers": findings}
+        value = {
+            "full_isolation": not missing,
+            "landlock_isolation": not without,
+            "layers": findings,
+        }
         click.echo(msgspec.json.encode(value))
         return 1 if missing else 0
     for finding in findings:
@@ -36,6 +41,11 @@ def doctor_command(as_json: bool) -> int:
     if missing:
         names = ", ".join(finding.layer for finding in missing)
         click.echo(f"safeclaw run does not work here in full isolation: {names}")
-        return 1
-    click.echo("safeclaw run works here in full isolation")
-    return 0
+    else:
+        click.echo("safeclaw run works here in full isolation")
+    if without:
+        names = ", ".join(finding.layer for finding in without)
+        click.echo(f"safeclaw run --isolation landlock does not work here: {names}")
+    else:
+        click.echo("safeclaw run --isolation landlock works here")
+    return 1 if missing else 0

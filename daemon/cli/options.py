@@ -22,8 +22,12 @@ Runs COMMAND in walls, under a policy, with a record of every attempt.
                            who decides and records; auto: the system's, else one of your own
   --no-prompt              ask nothing on the terminal: approvals come from elsewhere
   --observe                record what would be denied, but allow it
-  --isolation full         the walls: every layer
-  --allow-degraded LAYER   go on without a layer that this host cannot put up
+  --isolation full|landlock
+                           full: every layer; landlock: without namespaces, for hosts
+                           that have none (containers). What it lacks is recorded
+  --allow-degraded LAYER   go on without a layer that this host cannot put up:
+                           landlock-abi (a floor older than Linux 6.12 has),
+                           cgroup (limits hold single processes only)
   --grace SECONDS          how long to wait for a broker that does not answer; else 5,
                            or what the system's broker says
   -v, --verbose            print the walls
@@ -32,6 +36,11 @@ Runs COMMAND in walls, under a policy, with a record of every attempt.
 Ends with COMMAND's own status, 128+n for a signal; 125 when safeclaw failed,
 126 or 127 when COMMAND cannot be run or is not there.
 """
+
+
+#: The values of ``sandbox.spec``'s Isolation and Degraded, which this module need not import.
+ISOLATIONS = ("full", "landlock")
+LAYERS = ("landlock-abi", "cgroup")
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -95,15 +104,17 @@ def parse(words: list[str]) -> Options:
     if not rest:
         raise UsageError("no command to run", hint="safeclaw run -- COMMAND [ARG…]")
     isolation = values.get("--isolation", "full")
-    if isolation != "full":
+    if isolation not in ISOLATIONS:
         raise UsageError(
-            f"--isolation {printable(isolation)} is not available in this version",
-            hint="full is",
+            f"--isolation {printable(isolation)}: there is no such isolation",
+            hint=f"there are {' and '.join(ISOLATIONS)}",
         )
-    if degraded:
-        raise UsageError(
-            f"--allow-degraded {printable(degraded[0])}: no layer can be left out in this version"
-        )
+    for layer in degraded:
+        if layer not in LAYERS:
+            raise UsageError(
+                f"--allow-degraded {printable(layer)}: no layer of that name can be left out",
+                hint=f"those that can are {' and '.join(LAYERS)}",
+            )
     return Options(
         command=tuple(rest),
         policy=values.get("--policy"),
@@ -111,6 +122,7 @@ def parse(words: list[str]) -> Options:
         agent=values.get("--agent"),
         observe="--observe" in flags,
         isolation=isolation,
+        allow_degraded=tuple(dict.fromkeys(degraded)),
         grace=_seconds(values["--grace"]) if "--grace" in values else None,
         broker=broker_choice(values.get("--broker", "auto")),
         prompt="--no-prompt" not in flags,

@@ -126,6 +126,7 @@ class _Run:
         from safeclaw.policies.compiled import compile_policy
         from safeclaw.policies.document import Assurance, Mode
         from safeclaw.sandbox.session import launch
+        from safeclaw.sandbox.spec import Degraded, Isolation
 
         runtime = kept.runtime(str(self._state))
         lease = self._client.lease()
@@ -181,7 +182,13 @@ class _Run:
         signal.signal(signal.SIGQUIT, signal.SIG_IGN)
         try:
             spec = launching.spec(
-                compiled, command, dict(os.environ), state=str(self._state), observe=observe
+                compiled,
+                command,
+                dict(os.environ),
+                state=str(self._state),
+                observe=observe,
+                isolation=Isolation(options.isolation),
+                degraded=tuple(Degraded(layer) for layer in options.allow_degraded),
             )
             session = launch(spec, gate)
             gc.freeze()  # what is there stays: no collection needs to look at it again

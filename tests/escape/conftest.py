@@ -60,8 +60,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         names = {name.rpartition(" ")[0] for name in COUNTS.attacks}
         terminalreporter.write_line(
             f"escape corpus: {len(names)} attacks, mounted {len(COUNTS.attacks)} times over all "
-            f"persons, none won; {len(COUNTS.controls)} controls won {COUNTS.wins} times"
+            f"persons and isolations, none won; {len(COUNTS.controls)} controls won "
+            f"{COUNTS.wins} times"
         )
+        for gap in sorted(COUNTS.gaps):
+            terminalreporter.write_line(f"escape corpus: landlock isolation does not hold {gap}")
 
 
 @pytest.fixture(scope="session")
@@ -85,10 +88,11 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Prison:
-    """Runs attacks as one person, each run in a fresh directory."""
+    """Runs attacks as one person in one isolation, each run in a fresh directory."""
 
-    def __init__(self, name: str, programs: Path, tree: Path | None) -> None:
+    def __init__(self, name: str, isolation: str, programs: Path, tree: Path | None) -> None:
         self.name = name
+        self.isolation = isolation
         self._programs = programs
         self._python = sys.executable
         self._environment = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "LANG": "C.UTF-8"}
@@ -242,7 +246,8 @@ class Prison:
                 shutil.copy(HERE / "weakened.py", base / "weakened.py")
                 (base / "weakened.py").chmod(0o644)
                 start = [self._python, str(base / "weakened.py"), defence]
-            command = [*start, "run", "--policy", str(policy), "--", *command]
+            options = ("--policy", str(policy), "--isolation", self.isolation)
+            command = [*start, "run", *options, "--", *command]
         stdin = subprocess.DEVNULL
         with contextlib.ExitStack() as stack:
             if terminal:
@@ -342,12 +347,17 @@ def _outcome(
     return Outcome(int(won), 1, "\n".join([text, *changed]))
 
 
-@pytest.fixture(scope="session", params=["root", "ordinary"])
+@pytest.fixture(
+    scope="session",
+    params=[(who, how) for who in ("root", "ordinary") for how in ("full", "landlock")],
+    ids=lambda param: "-".join(param),
+)
 def prison(
     request: pytest.FixtureRequest, ordinary_user: str, shared_tree: Path | None, programs: Path
 ) -> Prison:
-    """Every attack is mounted as root and as an ordinary user."""
-    name = "root" if request.param == "root" else ordinary_user
+    """Every attack is mounted as root and as an ordinary user, in both isolations."""
+    who, how = request.param
+    name = "root" if who == "root" else ordinary_user
     if name == "root" and os.geteuid() != 0:
         pytest.skip("not root: the tests as root did not run")
-    return Prison(name, programs, shared_tree)
+    return Prison(name, how, programs, shared_tree)

@@ -18,8 +18,12 @@ def test_the_attack_works_without_its_defence_and_fails_with_it(
     control = prison.control(attack)
     assert control.wins >= attack.goal, f"the control proves nothing: {control}"
     held = prison.attempt(attack)
+    if attack.gap and prison.isolation == "landlock":
+        assert held.wins, "it is held after all: take it off the list of differences"
+        COUNTS.gaps.add(f"{attack.name}: {attack.gap}")
+        return
     assert held.wins == 0, held.said
     assert held.tries >= control.tries, held.said
-    COUNTS.attacks.add(f"{attack.name} {prison.name}")
-    COUNTS.controls.add(f"{attack.name} {prison.name}")
+    COUNTS.attacks.add(f"{attack.name} {prison.name}-{prison.isolation}")
+    COUNTS.controls.add(f"{attack.name} {prison.name}-{prison.isolation}")
     COUNTS.wins += control.wins

@@ -104,8 +104,8 @@ def _refusals() -> None:
     _replace(syscalls, "refusals", refusals)
 
     # What an earlier run has kept is whole; and the weak one must not be kept.
-    def afresh(_: object, *, network: bool) -> object:
-        return filters.build(network=network)
+    def afresh(_: object, **what: bool) -> object:
+        return filters.build(**what)
 
     _replace(kept, "filters", afresh)
 
@@ -126,7 +126,11 @@ def _upward() -> None:
     def directories(text: bytes, _: bytes) -> bytes:
         return text.rpartition(b"/")[0]
 
+    def out_of_reach(*_: object) -> bool:
+        return False
+
     _replace(binding, "_directories", directories)
+    _replace(binding, "_reachable", out_of_reach)
 
 
 def _view() -> None:
@@ -148,7 +152,7 @@ DEFENCES = {
     "exec-stop": _exec_stop,  # the comparison of the new image with what was approved
     "loader": _loader,  # judging a loader as the program that it loads
     "closing": _closing,  # closing inherited descriptors
-    "upward": _upward,  # that a socket's name makes nothing above the place that is made for it
+    "upward": _upward,  # where the stage of a socket's name stands, and that it goes nowhere else
     "view": _view,  # that only what a rule can name exists
 }
 

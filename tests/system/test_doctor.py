@@ -39,6 +39,8 @@ def states(person: Person, *before: str) -> tuple[int, dict[str, str], dict[str,
     assert done.stderr == ""
     value = json.loads(done.stdout)
     assert value["full_isolation"] == (done.returncode == 0)
+    absent = {layer["layer"] for layer in value["layers"] if layer["state"] == "missing"}
+    assert value["landlock_isolation"] == (absent <= {"namespaces", "view"})
     assert all(layer["hint"] for layer in value["layers"] if layer["state"] != "ok")
     return (
         done.returncode,
@@ -59,7 +61,9 @@ def test_the_table_has_a_line_for_each_layer(person: Person) -> None:
     done = person.safeclaw("doctor")
     assert done.returncode == 0
     assert all(f" {layer} " in done.stdout for layer in LAYERS)
-    assert done.stdout.endswith("safeclaw run works here in full isolation\n")
+    assert done.stdout.endswith(
+        "safeclaw run works here in full isolation\nsafeclaw run --isolation landlock works here\n"
+    )
 
 
 def test_without_user_namespaces_it_says_which_setting_and_a_run_fails_too(person: Person) -> None:
@@ -70,6 +74,9 @@ def test_without_user_namespaces_it_says_which_setting_and_a_run_fails_too(perso
     ran = behind(person, NO_NAMESPACES, "run", "--", "true")
     assert ran.returncode == 125
     assert "doctor" in ran.stderr
+    assert "--isolation landlock" in ran.stderr
+    without = behind(person, NO_NAMESPACES, "run", "--isolation", "landlock", "--", "true")
+    assert without.returncode == 0, without.stderr
 
 
 @pytest.fixture

@@ -1,0 +1,110 @@
+"""What a view would hide, refused by name where the agent shares the host's namespaces.
+
+With ``--isolation landlock`` names are walked in the host's own root.  What full
+isolation makes private or leaves out is then held back here, before any policy is
+asked: other processes' entries in /proc, devices, and everything in /tmp,
+/var/tmp and /dev/shm but the session's own directories, which live as long as it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import re
+import shutil
+import stat
+import tempfile
+
+import msgspec
+
+from safeclaw.sandbox import tree
+
+#: Directories that full isolation gives each session anew.
+PRIVATE = ("/tmp", "/var/tmp", "/dev/shm")
+_SHM = "/dev/shm/"
+_PROC_SUPER_MAGIC = 0x9FA0
+_PROCESS = re.compile(r"/proc/(\d+)(?:/|\Z)")
+#: The devices of walls: null zero full random urandom, tty.
+_DEVICES = frozenset(
+    os.makedev(major, minor) for major, minor in ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0))
+)
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Own(msgspec.Struct, frozen=True):
+    """The directories that are made for one session: for temporary files, and shared memory."""
+
+    temporary: str
+    shared: str = ""
+
+    @classmethod
+    def make(cls) -> Own:
+        """Make them, readable by nobody else."""
+        shared = ""
+        with contextlib.suppress(OSError):  # not every container has a /dev/shm
+            shared = tempfile.mkdtemp(prefix="safeclaw-", dir=_SHM.rstrip("/"))
+        return cls(tempfile.mkdtemp(prefix="safeclaw-", dir="/tmp"), shared)
+
+    def remove(self) -> None:
+        """Remove them with all that is in them (rmtree follows no links)."""
+        for path in (self.temporary, self.shared):
+            if path:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+class Confinement:
+    """Says of a file that was found whether it exists for the agent; ENOENT where not."""
+
+    def __init__(self, keeper: int, own: Own, view: tuple[str, ...]) -> None:
+        """Hold back for the session of ``keeper``; what ``view`` names by itself is shown."""
+        self._keeper = keeper
+        self._shm = f"{own.shared}/" if own.shared else ""
+        places = [os.path.realpath(path) for path in view]
+        named = [path for path in places if _private(path) and path not in PRIVATE]
+        self._shown = tuple({own.temporary, *([own.shared] if own.shared else ()), *named})
+
+    def rewrite(self, path: str) -> str:
+        """Return where a name in /dev/shm leads: libc puts semaphores and memory there."""
+        if self._shm and path.startswith(_SHM) and not path.startswith(self._shm):
+            return self._shm + path[len(_SHM) :].lstrip("/")
+        return path
+
+    def shows(self, path: str) -> bool:
+        """Whether a canonical path is not one of those that only a view could keep private."""
+        return not _private(path) or any(_within(path, place) for place in self._shown)
+
+    def require(self, fd: int, path: str, *, held: bool = False) -> None:
+        """Raise ENOENT unless what was found may exist; ``held``: the agent has it open already."""
+        if not self.shows(path) or not self._shows_process(fd, path):
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        if not held:
+            status = os.fstat(fd)
+            kind = stat.S_IFMT(status.st_mode)
+            if kind == stat.S_IFBLK or (kind == stat.S_IFCHR and status.st_rdev not in _DEVICES):
+                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    def _shows_process(self, fd: int, path: str) -> bool:
+        if path == "/proc" or path.startswith("/proc/"):
+            found = _PROCESS.match(path)
+            # SAFETY: the descriptor is of this process and no later one (proc(5)), so that a pid
+            # which is used again is refused here or leads nowhere.
+            return found is None or tree.descends(self._keeper, int(found[1]))
+        return not _is_proc(fd)
+
+
+def _is_proc(fd: int) -> bool:
+    """Whether a file lies on a proc file system, wherever that is mounted (fstatfs(2))."""
+    buffer = ctypes.create_string_buffer(256)
+    if _libc.fstatfs(fd, buffer):
+        return True
+    return int.from_bytes(buffer.raw[:8], "little") == _PROC_SUPER_MAGIC
+
+
+def _private(path: str) -> bool:
+    return any(_within(path, root) for root in PRIVATE)
+
+
+def _within(path: str, root: str) -> bool:
+    return path == root or path.startswith(root + "/")

@@ -1,0 +1,225 @@
+"""Isolation without namespaces: what holds in their place, on a host that has none.
+
+Every attack of tests/escape is mounted in this isolation as well; here is what only it has:
+the end of a session without a PID namespace, names without a network of its own, and what
+its first record says is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.system.conftest import Person, fields
+from tests.system.outside_world import EVIL, GOOD
+from tests.system.test_doctor import NO_NAMESPACES, behind
+from tests.system.test_failures import at_work, broker_of, gone, recorded, whole
+from tests.system.test_network import TRY, Outside, outside, run
+
+__all__ = ["outside"]
+
+LANDLOCK = ("--isolation", "landlock")
+EVERYTHING = """\
+version: "1.0"
+rules:
+  - {action: [file.read, file.write], path: "/**", effect: allow}
+  - {action: shell.execute, effect: allow}
+"""
+
+
+def everything(person: Person, agent: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run a Python agent that may do all with files."""
+    chosen = person.write("policy.yaml", EVERYTHING)
+    person.write("agent.py", agent)
+    return person.safeclaw(
+        "run", *LANDLOCK, "--policy", str(chosen), *options, "--", "/usr/bin/python3", "agent.py"
+    )
+
+
+def test_it_runs_where_no_namespace_can_be_made_and_says_what_is_missing(person: Person) -> None:
+    ran = behind(person, NO_NAMESPACES, "run", *LANDLOCK, "-v", "--", "sh", "-c", "echo here > it")
+    assert ran.returncode == 0, ran.stderr
+    assert (person.workspace / "it").read_text() == "here\n"
+    (start,) = person.records("--type", "session_start")
+    walls = fields(fields(start["detail"])["walls"])
+    assert walls["isolation"] == "landlock"
+    missing = walls["missing"]
+    assert isinstance(missing, list)
+    for layer in ("mount", "pid", "net", "ipc"):
+        assert any(str(entry).startswith(f"{layer} namespace: ") for entry in missing)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    assert all(str(entry) in ran.stderr for entry in missing)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+
+
+def test_full_isolation_is_missing_nothing(person: Person) -> None:
+    assert person.safeclaw("run", "--", "true").returncode == 0
+    (start,) = person.records("--type", "session_start")
+    walls = fields(fields(start["detail"])["walls"])
+    assert (walls["isolation"], walls["missing"]) == ("full", [])
+
+
+# --- the end of a session
+
+
+def test_a_killed_supervisor_takes_every_process_along(person: Person) -> None:
+    with at_work(person, *LANDLOCK) as work, broker_of(person) as broker:
+        work.process.kill()
+        work.over()
+        made = work.made()
+        assert work.ended().returncode == -signal.SIGKILL
+        gone(broker)
+    assert made <= recorded(person)
+    (end,) = person.records("--type", "session_end")
+    assert end["reason"] == "the supervisor has gone"
+    whole(person)
+    assert work.made() == made
+
+
+def test_a_killed_broker_stops_every_process(person: Person) -> None:
+    with at_work(person, *LANDLOCK) as work, broker_of(person) as broker:
+        signal.pidfd_send_signal(broker, signal.SIGKILL)
+        ended = work.ended()
+        work.over()
+    assert ended.returncode == 128 + signal.SIGKILL
+    assert work.made() <= recorded(person)
+    whole(person)
+
+
+def test_a_killed_keeper_takes_every_process_along_and_not_the_broker(person: Person) -> None:
+    with at_work(person, *LANDLOCK) as work, broker_of(person) as broker:
+        (keeper,) = (
+            pid
+            for pid in Path(f"/proc/{work.process.pid}/task/{work.process.pid}/children")
+            .read_text()
+            .split()
+            if Path(f"/proc/{pid}/task/{pid}/children").read_text()
+        )
+        os.kill(int(keeper), signal.SIGKILL)
+        ended = work.ended()
+        work.over()
+        gone(broker)
+    assert ended.returncode == 128 + signal.SIGKILL
+    (end,) = person.records("--type", "session_end")
+    assert end["reason"] == "the agent has ended"
+    whole(person)
+
+
+def test_what_the_agent_leaves_behind_ends_with_it(person: Person) -> None:
+    os.mkfifo(person.workspace / "fifo")
+    person.own()
+    reader = os.open(person.workspace / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    # a daemon that left its session and its parent, and one that forks faster than it dies
+    done = everything(
+        person,
+        "import os, signal\n"
+        "held = os.open('fifo', os.O_WRONLY)\n"
+        "if os.fork() == 0:\n"
+        "    os.setsid()\n"
+        "    if os.fork() == 0:\n"
+        "        signal.pause()\n"
+        "    os._exit(0)\n"
+        "for _ in range(20):\n"
+        "    if os.fork() == 0:\n"
+        "        while True:\n"
+        "            try:\n"
+        "                os._exit(0) if os.fork() else None\n"
+        "            except OSError:\n"
+        "                pass\n"
+        "os._exit(5)\n",
+    )
+    assert done.returncode == 5, done.stderr
+    assert os.read(reader, 1) == b""  # nobody holds it any more
+    os.close(reader)
+
+
+# --- what belongs to others
+
+
+def test_only_the_sessions_own_processes_exist(person: Person) -> None:
+    done = everything(
+        person,
+        "import json, os, subprocess, time\n"
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    os.setsid()\n"
+        "    time.sleep(1000)\n"
+        "def can(path):\n"
+        "    try:\n"
+        "        return bool(open(path, 'rb').read())\n"
+        "    except OSError:\n"
+        "        return False\n"
+        "print(json.dumps([can(f'/proc/{who}/{what}')\n"
+        "    for what in ('status', 'cmdline', 'environ')\n"
+        "    for who in ('self', child, 1, os.getppid())]))\n",
+    )
+    found = json.loads(done.stdout)
+    assert found[:8] == [True, True, False, False] * 2, done.stderr
+    assert found[8:] == [True, True, False, False]
+
+
+def test_the_rest_of_tmp_is_not_the_sessions(person: Person) -> None:
+    theirs = Path("/tmp") / f"safeclaw-theirs-{os.getpid()}"
+    theirs.write_text("theirs")
+    theirs.chmod(0o666)
+    try:
+        done = everything(
+            person,
+            "import json, multiprocessing, os, sys, tempfile\n"
+            "def attempt(call, *words):\n"
+            "    try:\n"
+            "        return bool(call(*words))\n"
+            "    except OSError:\n"
+            "        return False\n"
+            f"print(json.dumps([attempt(open, {str(theirs)!r}),\n"
+            f"    attempt(open, {str(theirs)!r}, 'w'),\n"
+            f"    attempt(open, {str(theirs) + '-new'!r}, 'w'),\n"
+            f"    attempt(os.link, {str(theirs)!r}, 'linked'),\n"
+            "    attempt(tempfile.NamedTemporaryFile), attempt(multiprocessing.Lock),\n"
+            "    os.environ['TMPDIR']]))\n",
+        )
+        found = json.loads(done.stdout)
+        assert found[:6] == [False, False, False, False, True, True], done.stderr
+        assert theirs.read_text() == "theirs"
+        assert not Path(found[6]).exists()  # it has gone with the session
+    finally:
+        theirs.unlink()
+
+
+# --- names and addresses
+
+
+def test_a_name_that_a_rule_spells_out_is_reached_and_nothing_else(
+    person: Person, outside: Outside
+) -> None:
+    agent = f"""
+print(json.dumps([fetch("{GOOD}", 8443), fetch("api.good.test", 8443), fetch("{GOOD}", 8443),
+    fetch("evil.test"), fetch("{EVIL}"), fetch("loop.good.test", 7777), fetch("127.0.0.1", 7777),
+    fetch("six.good.test")]))
+"""
+    rule = "action: network, host: [api.good.test, loop.good.test, '*.good.test'], effect: allow"
+    done = run(person, (rule,), TRY + agent, *LANDLOCK)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert f"hello from tcp {GOOD}:8443\n" in found[1:3], done.stderr
+    assert found[1] == found[2]
+    assert all("hello" not in answer for answer in (found[0], *found[3:]))
+    seen = outside.seen()
+    assert set(seen) == {"dns", f"tcp {GOOD}:8443"}
+    # six.good.test is known by a wildcard only: nobody asks for it
+    assert set(seen["dns"]) == {"api.good.test", "loop.good.test"}
+    resolved = person.records("--action", "network.resolve")
+    assert {str(fields(record["target"])["name"]) for record in resolved} == set(seen["dns"])
+
+
+@pytest.mark.parametrize("words", [("--isolation", "paper"), ("--allow-degraded", "paper")])
+def test_an_unknown_isolation_or_layer_is_a_usage_error(
+    person: Person, words: tuple[str, str]
+) -> None:
+    done = person.safeclaw("run", *words, "--", "sh", "-c", "echo ran > ran")
+    assert done.returncode == 2
+    assert "hint: th" in done.stderr
+    assert not (person.workspace / "ran").exists()
