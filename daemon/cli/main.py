@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable
 from types import ModuleType
-from typing import cast
+from typing import Final, cast
 
 from safeclaw.errors import SafeclawError
 
@@ -32,9 +32,8 @@ usage: safeclaw COMMAND [OPTION…]
 safeclaw COMMAND --help says more.
 """
 
-
-#: What each verb is, imported only when it is used.
-_VERBS = {
+#: The verbs that click reads, each imported only when it is used: its module and its command.
+VERBS: Final = {
     "agent": "safeclaw.daemon.cli.agent:agent_group",
     "approvals": "safeclaw.daemon.cli.approvals:approvals_group",
     "audit": "safeclaw.daemon.cli.audit:audit_group",
@@ -50,6 +49,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; return its exit status.  Without arguments: be the process."""
     fill_standard_descriptors()
     words = sys.argv[1:] if arguments is None else arguments
+    if arguments is None and "_SAFECLAW_COMPLETE" in os.environ:
+        from safeclaw.daemon.cli.completion import complete
+
+        return complete(os.environ["_SAFECLAW_COMPLETE"])
     status = _guarded(words)
     if arguments is None and words[:1] == ["run"]:
         # Everything is closed and written: what is left to Python is to take itself apart.
@@ -121,8 +124,8 @@ def _dispatch(words: list[str]) -> int:
     match verb:
         case "run":
             return _run(words[1:])
-        case _ if verb in _VERBS:
-            module, _, name = _VERBS[verb].partition(":")
+        case _ if verb in VERBS:
+            module, _, name = VERBS[verb].partition(":")
             command: Callable[..., object] = getattr(importlib.import_module(module), name)
             return _click(command, words)
         case "--version" | "-V":

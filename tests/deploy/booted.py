@@ -1,0 +1,268 @@
+"""A real Debian, booted with its own systemd in systemd-nspawn(1).
+
+The file system is an overlay over a tree that debootstrap(8) made once and that
+is kept in a cache; what a test changes is gone with it.  Whoever waits, waits
+for systemd's own word: readiness, a unit's state, an entry in the journal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+SUITE = "bookworm"
+#: What is in the tree beyond debootstrap's minbase.
+PACKAGES = (
+    "systemd",
+    "systemd-sysv",
+    "dbus",
+    "python3",
+    "libseccomp2",
+    "procps",
+    "debconf",
+    "adduser",
+    "bsdutils",
+    "git",
+)
+_READY = 60.0
+
+
+def cache() -> Path:
+    """Return where trees are kept between runs."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(home, "safeclaw-test")
+
+
+def _mirror() -> list[str]:
+    """Return where this machine's own Debian comes from, in debootstrap's terms."""
+    format_ = "$(SITE)|$(RELEASE)|$(COMPONENT)"
+    command = ["apt-get", "indextargets", "--format", format_, "Created-By: Packages"]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    for line in said.splitlines():
+        site, _, rest = line.partition("|")
+        if rest == f"{SUITE}|main" and "security" not in site:
+            return [site]
+    return []
+
+
+def base_tree() -> Path:
+    """Return a Debian tree, made with debootstrap the first time; one maker at a time."""
+    key = "-".join((SUITE, *sorted(PACKAGES)))
+    import hashlib
+
+    place = cache() / f"{SUITE}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    cache().mkdir(parents=True, exist_ok=True)
+    with open(cache() / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not place.is_dir():
+            new = Path(tempfile.mkdtemp(dir=cache(), prefix="new."))
+            command = [
+                "debootstrap",
+                "--variant=minbase",
+                f"--include={','.join(PACKAGES)}",
+                SUITE,
+                str(new),
+                *_mirror(),
+            ]
+            made = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert made.returncode == 0, made.stdout[-4000:] + made.stderr
+            shutil.rmtree(new / "var/cache/apt", ignore_errors=True)
+            shutil.rmtree(new / "var/lib/apt/lists", ignore_errors=True)
+            (new / "etc/machine-id").write_text("")
+            os.chmod(new, 0o755)
+            new.rename(place)
+    return place
+
+
+@contextlib.contextmanager
+def overlay(lower: Path, where: Path) -> Generator[Path]:
+    """Mount a writable tree over ``lower``; unmount it, and forget it, at the end."""
+    root, upper, work = where / "root", where / "upper", where / "work"
+    for each in (root, upper, work):
+        each.mkdir(parents=True)
+    options = f"lowerdir={lower},upperdir={upper},workdir={work}"
+    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, str(root)], check=True)
+    try:
+        yield root
+    finally:
+        subprocess.run(["umount", str(root)], check=True)
+        shutil.rmtree(where)
+
+
+class Booted:
+    """A booted Debian.  ``leader`` is its systemd, seen from here."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.leader = 0
+        self._console = open(root.parent / "console", "wb")  # noqa: SIM115
+        self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._address = root.parent / "notify"
+        self._notify.bind(str(self._address))
+        self._notify.settimeout(_READY)
+        self._nspawn = subprocess.Popen(
+            [
+                "systemd-nspawn",
+                f"--directory={root}",
+                "--boot",
+                "--quiet",
+                "--register=no",
+                "--keep-unit",
+                "--private-network",
+                "--resolv-conf=off",
+                "--timezone=off",
+                "--link-journal=no",
+                "--notify-ready=yes",
+                "--console=pipe",
+                f"--machine=safeclaw-{os.getpid()}",
+                "systemd.log_target=journal",
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=self._console,
+            stderr=self._console,
+            env={
+                **os.environ,
+                "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1",
+                # A machine has no filter over its systemd; safeclaw's own are what is tested.
+                "SYSTEMD_SECCOMP": "0",
+                "NOTIFY_SOCKET": str(self._address),
+            },
+        )
+        self._wait_ready()
+
+    def _wait_ready(self) -> None:
+        """Wait until a system is up: systemd says so to nspawn, and nspawn to us."""
+        leader = 0
+        try:
+            while True:
+                for line in self._notify.recv(4096).decode().splitlines():
+                    name, _, value = line.partition("=")
+                    if name == "X_NSPAWN_LEADER_PID":
+                        leader = int(value)
+                    elif name == "READY" and leader:
+                        self.leader = leader
+                        self.run("systemctl", "is-system-running", "--wait", check=False)
+                        return
+        except TimeoutError:
+            self._nspawn.kill()
+            raise AssertionError("it does not boot:\n" + self.console()) from None
+
+    def console(self) -> str:
+        """Return what the machine printed."""
+        return (self.root.parent / "console").read_text(errors="replace")[-4000:]
+
+    # ---- commands
+
+    def command(self, words: Sequence[str], user: str | None = None) -> list[str]:
+        """Return the command that runs ``words`` in there, as ``user`` (else as root)."""
+        inside = list(words)
+        if user is not None:
+            inside = ["runuser", "-u", user, "--", "env", f"HOME=/home/{user}", *inside]
+        enter = ["nsenter", f"--target={self.leader}", "--all", "--wdns=/", "--"]
+        path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        return [*enter, "env", "-i", path, "LANG=C.UTF-8", *inside]
+
+    def run(
+        self, *words: str, user: str | None = None, check: bool = True, stdin: str = ""
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command in there to its end."""
+        done = subprocess.run(
+            self.command(words, user), input=stdin, capture_output=True, text=True, check=False
+        )
+        if check and done.returncode != 0:
+            raise AssertionError(f"{words}: status {done.returncode}\n{done.stdout}{done.stderr}")
+        return done
+
+    def sh(self, script: str, user: str | None = None, check: bool = True) -> str:
+        """Run a shell script in there; return what it printed."""
+        return self.run("sh", "-euc", script, user=user, check=check).stdout
+
+    def popen(self, *words: str, user: str | None = None) -> subprocess.Popen[str]:
+        """Start a command in there, with pipes to its standard streams."""
+        return subprocess.Popen(
+            self.command(words, user),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    # ---- files
+
+    def write(self, path: str, text: str, mode: int = 0o644, owner: str | None = None) -> None:
+        """Write a file, by rename."""
+        assert path.startswith("/")
+        self.run("mkdir", "-p", os.path.dirname(path))
+        script = 'cat >"$1.new" && chmod "$2" "$1.new" && chown "$3" "$1.new" && mv "$1.new" "$1"'
+        who = owner or "root:root"
+        self.run("sh", "-euc", script, "sh", path, f"{mode:o}", who, stdin=text)
+
+    def read(self, path: str) -> str:
+        """Return a file's text."""
+        return self.run("cat", path).stdout
+
+    # ---- systemd
+
+    def systemctl(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run systemctl; it returns when its job is done."""
+        return self.run("systemctl", *words, check=check)
+
+    def show(self, unit: str, *properties: str) -> dict[str, str]:
+        """Return properties of a unit."""
+        said = self.run("systemctl", "show", f"--property={','.join(properties)}", unit).stdout
+        return dict(line.split("=", 1) for line in said.splitlines())
+
+    def journal(self, *matches: str) -> list[dict[str, Any]]:
+        """Return journald's entries that match, oldest first."""
+        self.run("journalctl", "--sync")
+        said = self.run("journalctl", "--output=json", "--no-pager", *matches, check=False).stdout
+        return [cast("dict[str, Any]", json.loads(line)) for line in said.splitlines()]
+
+    def follow(self, *matches: str) -> dict[str, Any]:
+        """Return the first entry that matches, as soon as there is one."""
+        command = ["journalctl", "--output=json", "--no-tail", "--follow", *matches]
+        process = self.popen(*command)
+        assert process.stdout is not None
+        try:
+            line = process.stdout.readline()
+        finally:
+            process.kill()
+            process.communicate()
+        assert line, f"journalctl ended: {matches}"
+        return cast("dict[str, Any]", json.loads(line))
+
+    def user(self, name: str, *groups: str) -> str:
+        """Make an ordinary user, with a home; return the name."""
+        command = ["useradd", "--create-home", "--shell", "/bin/sh"]
+        more = [f"--groups={','.join(groups)}"] if groups else []
+        self.run(*command, *more, name)
+        return name
+
+    # ---- its life
+
+    def reboot(self) -> None:
+        """Restart the machine, and wait until it is up again."""
+        self.run("systemctl", "reboot", "--no-block", check=False)
+        self._wait_ready()
+
+    def close(self) -> None:
+        """Switch it off."""
+        if self._nspawn.poll() is None:
+            self._nspawn.terminate()
+            try:
+                self._nspawn.wait(timeout=_READY)
+            except subprocess.TimeoutExpired:
+                self._nspawn.kill()
+                self._nspawn.wait()
+        self._console.close()
+        self._notify.close()
+        self._address.unlink(missing_ok=True)

@@ -1,0 +1,141 @@
+"""The package as it is built from this checkout, and a Debian that has it installed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+from tests.deploy.booted import Booted, base_tree, cache, overlay
+
+ROOT = Path(__file__).resolve().parents[2]
+_TOOLS = ("systemd-nspawn", "debootstrap", "dpkg-buildpackage", "dh", "scdoc", "lintian")
+#: What of the checkout makes the package.
+_SOURCES = ("daemon", "sandbox", "policies", "src", "packaging", "systemd", "docs", "examples")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what needs root or tools that are not there, and say so."""
+    here = Path(__file__).parent
+    missing = [tool for tool in _TOOLS if shutil.which(tool, path="/usr/sbin:/usr/bin") is None]
+    reason = ""
+    if os.geteuid() != 0:
+        reason = "booting a Debian takes root"
+    elif missing:
+        reason = f"not installed: {', '.join(missing)}"
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.timeout(600))
+            item.add_marker(pytest.mark.xdist_group("deploy"))
+            if reason:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _hash_of_sources() -> str:
+    """Return a hash over all that goes into the package."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(
+        [*command, "README.md", "SECURITY.md", "pyproject.toml", *_SOURCES],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    ).stdout
+    digest = hashlib.sha256()
+    for name in sorted(set(listed.split(b"\0")) - {b""}):
+        path = ROOT / os.fsdecode(name)
+        content = os.fsencode(os.readlink(path)) if path.is_symlink() else b""
+        if path.is_file() and not path.is_symlink():
+            content = path.read_bytes()
+        digest.update(b"%d %s %d\0%s" % (len(name), name, len(content), content))
+    return digest.hexdigest()[:24]
+
+
+@pytest.fixture(scope="session")
+def built() -> Path:
+    """The directory with what packaging/build made from this checkout; kept for the next run."""
+    place = cache() / f"package-{_hash_of_sources()}"
+    if not place.is_dir():
+        for old in cache().glob("package-*"):
+            shutil.rmtree(old, ignore_errors=True)
+        new = cache() / f"building-{os.getpid()}"
+        done = subprocess.run(
+            [str(ROOT / "packaging/build"), str(new)], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        new.rename(place)
+    return place
+
+
+@pytest.fixture(scope="session")
+def package(built: Path) -> Path:
+    """The .deb."""
+    (found,) = built.glob("safeclaw_*.deb")
+    return found
+
+
+@pytest.fixture(scope="session")
+def installed(package: Path) -> Path:
+    """A tree with the package installed, not booted; kept for the next run."""
+    place = cache() / f"installed-{package.parent.name.removeprefix('package-')}"
+    lower = base_tree()
+    if not place.is_dir():
+        for old in cache().glob("installed-*"):
+            shutil.rmtree(old, ignore_errors=True)
+        new = cache() / f"installing-{os.getpid()}"
+        subprocess.run(["cp", "--archive", "--reflink=auto", str(lower), str(new)], check=True)
+        shutil.copy(package, new / "root/safeclaw.deb")
+        command = ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--pipe"]
+        done = subprocess.run(
+            [*command, f"--directory={new}", "dpkg", "--install", "/root/safeclaw.deb"],
+            capture_output=True,
+            text=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        new.rename(place)
+    return place
+
+
+@pytest.fixture
+def boot(tmp_path: Path) -> Generator[Boot]:
+    """Boots a copy of a tree; all are switched off at the end of the test."""
+    with Boot(tmp_path) as machines:
+        yield machines
+
+
+@pytest.fixture(scope="module")
+def machine(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[Booted]:
+    """A booted Debian with the package installed, for the tests of one module."""
+    with Boot(tmp_path_factory.mktemp("machine")) as boot:
+        yield boot(installed)
+
+
+class Boot:
+    """Makes machines, and switches them off."""
+
+    def __init__(self, place: Path) -> None:
+        from contextlib import ExitStack
+
+        self._place = place
+        self._stack = ExitStack()
+        self._count = 0
+
+    def __enter__(self) -> Boot:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def __call__(self, tree: Path) -> Booted:
+        """Boot a copy of ``tree``."""
+        self._count += 1
+        root = self._stack.enter_context(overlay(tree, self._place / f"machine-{self._count}"))
+        booted = Booted(root)
+        self._stack.callback(booted.close)
+        return booted
