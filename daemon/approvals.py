@@ -93,6 +93,10 @@ class Approvals:
         """Return the question of that name."""
         return self._pending.get(ident)
 
+    def waiting(self, question: Question) -> int:
+        """Return how many attempts wait for its answer."""
+        return len(self._tickets.get(question.id, ()))
+
     def granted(self, asker: Asker, fingerprint: str, now: float) -> Grant | None:
         """Return a grant that answers already."""
         self._grants = [one for one in self._grants if one.until is None or now < one.until]

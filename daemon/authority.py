@@ -423,7 +423,7 @@ class Authority:
         return next((one for one in self._services.sessions() if ident and one.id == ident), None)
 
 
-def shown(question: Question, now: float) -> dict[str, object]:
+def shown(question: Question, now: float, waiting: int = 1) -> dict[str, object]:
     """Return a question as people and hooks see it."""
     return {
         "approval": question.id,
@@ -437,6 +437,7 @@ def shown(question: Question, now: float) -> dict[str, object]:
         "reason": question.reason,
         "exe": question.exe,
         "pid": question.pid,
+        "waiting": waiting,
         "waiting_seconds": int(now - question.asked),
         "left_seconds": max(0, int(question.until - now)),
     }

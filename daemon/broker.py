@@ -13,38 +13,28 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import queue
 import selectors
 import signal
 import socket
 import sys
-import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import msgspec
 
 from safeclaw.daemon import control, protocol
-from safeclaw.daemon.authority import Authority
 from safeclaw.daemon.channel import Channel, socket_at
 from safeclaw.daemon.client import LOCK_NAME, SOCKET_NAME
 from safeclaw.daemon.committer import PACE, Committer
+from safeclaw.daemon.desk import Desk, Position
 from safeclaw.daemon.forwarding import Forwarding
-from safeclaw.daemon.inforce import Change
 from safeclaw.daemon.journal.journal import Journal
 from safeclaw.daemon.journal.record import Entry, Template
 from safeclaw.daemon.journal.recovery import Unfinished
-from safeclaw.daemon.peer import Access, peer_of
+from safeclaw.daemon.peer import peer_of
 from safeclaw.daemon.pseudonyms import Veils
-from safeclaw.daemon.requests import Requests
 from safeclaw.daemon.service import Service
 from safeclaw.daemon.sessions import Session
 from safeclaw.daemon.unfinished import closing
 from safeclaw.errors import BrokerError, JournalError, JournalFaultError, SafeclawError
-
-if TYPE_CHECKING:
-    from safeclaw.daemon.policywatch import PolicyWatch
 
 #: How many messages of one session are taken before the others get their turn.
 _TURN = 512
@@ -59,20 +49,6 @@ _REST = 0.001
 _SWITCH = 0.0002
 #: How many connections one user may have at once.
 _CONNECTIONS_MAX = 512
-#: How long a supervisor may take to end what it was told to kill, before it is killed too.
-_KILL_PATIENCE = 0.2
-#: How long a request waits for sessions to end.
-_ENDING_PATIENCE = 10.0
-
-
-class _Later(msgspec.Struct, frozen=True):
-    """What is to be said, and what it waits for."""
-
-    sequence: int
-    session: Session
-    message: bytes
-    sessions: tuple[Session, ...]
-    until: float
 
 
 class Broker:
@@ -111,17 +87,7 @@ class Broker:
         self._served = False
         self._veils = Veils(state / "keys")
         self._service = service or Service(configuration=state)
-        access = Access(os.geteuid(), self._service.groups)
-        self._authority = Authority(
-            state, access, self._service.settings, self, self._service.configuration
-        )
-        self._requests = Requests(self._authority, self, self._status, self._look)
-        #: What is to be said once everything before it is on disk: (journal sequence number,
-        #: to whom, what), and whose end it waits for, until when.
-        self._later: list[_Later] = []
-        self._looked: queue.SimpleQueue[list[Change]] = queue.SimpleQueue()
-        self._watch: PolicyWatch | None = None
-        self._began = time.time()
+        self._desk = Desk(state, self._service, self)
         self._orphans: dict[str, Unfinished] = {}
         self._orphans_until = 0.0
 
@@ -140,7 +106,7 @@ class Broker:
             self._committer = Committer(self._journal, self._wake)
             self._forwarding = Forwarding(self._journal.directory, self._journal.chain_id)
             self._forwarding.durable(self._journal.durable)
-            self._authority.load()
+            self._desk.authority.load()
             self._close_orphans()
             self._commit_soon()
         except SafeclawError as problem:
@@ -148,8 +114,8 @@ class Broker:
         except OSError as problem:
             self._fault = JournalError(f"{problem.filename or self._state}: {problem.strerror}")
         if self._stay:
-            self._watch_policies()
-        self._service.ready(self._told())
+            self._selector.register(self._desk.watch(), selectors.EVENT_READ)
+        self._service.ready(self._desk.told())
         while True:
             if self._rest:
                 self._rest = False
@@ -160,17 +126,16 @@ class Broker:
                 elif key.fd == self._woken:
                     with contextlib.suppress(BlockingIOError):
                         os.read(self._woken, 4096)
-                elif self._watch is not None and key.fd == self._watch.fileno():
-                    if self._watch.changed():
-                        self._look()
+                elif self._desk.watches(key.fd):
+                    pass
                 elif key.fd in self._sessions:
                     self._serve(self._sessions[key.fd], events)
             self._acknowledge()
             self._tick()
-            self._service.alive(self._told)
+            self._service.alive(self._desk.told)
             if self._stopping:
                 # No session_end: the supervisors may go on with the next broker.
-                if not self._authority.access.system:
+                if not self._desk.system:
                     for session in list(self._sessions.values()):
                         self._post(session, protocol.Refused("the broker is being stopped"))
                 self._service.stopping()
@@ -194,14 +159,9 @@ class Broker:
     def _timeout(self) -> float | None:
         if self._served and not self._stay and not self._live():
             return _IDLE_RETRY
-        waits = [self._service.next_alive()]
-        due = self._authority.next_tick()
-        if due is not None:
-            waits.append(max(0.0, due - time.time()))
+        waits = [self._service.next_alive(), self._desk.next_tick()]
         if self._orphans:
             waits.append(max(0.0, self._orphans_until - time.monotonic()))
-        if any(later.sessions for later in self._later):
-            waits.append(_KILL_PATIENCE)
         if self._journal is not None and self._fault is None:
             # What is due stays due until it is committed, and the committer wakes this loop.
             waits.append(max(PACE, (self._journal.next_tick_ns() - time.monotonic_ns()) / 1e9))
@@ -211,7 +171,7 @@ class Broker:
         self._stopping = True
 
     def _hang_up(self, *_: object) -> None:
-        self._look()
+        self._desk.look()
 
     def _accept(self) -> None:
         while True:
@@ -222,7 +182,7 @@ class Broker:
             except OSError:
                 return  # out of descriptors: the others go on, this one gets no answer
             peer = peer_of(sock)
-            access = self._authority.access
+            access = self._desk.authority.access
             crowd = sum(one.uid == peer.uid for one in self._sessions.values())
             if crowd >= _CONNECTIONS_MAX or not (access.system or access.roles(peer)):
                 sock.close()
@@ -283,7 +243,7 @@ class Broker:
             elif control.is_request(data):
                 raise BrokerError("a request in the middle of a session")
         elif control.is_request(data):
-            self._request(session, data)
+            self._desk.answer(session, data)
             return
         message = protocol.decode_to_broker(data)
         if isinstance(message, protocol.Hello):
@@ -316,9 +276,9 @@ class Broker:
                     self._append(session.adopt(message))
             case protocol.Ask():
                 if self._fault is None:
-                    self._authority.ask(session, message)
+                    self._desk.authority.ask(session, message)
             case protocol.Withdraw(ticket):
-                self._authority.withdraw(session, ticket)
+                self._desk.authority.withdraw(session, ticket)
             case protocol.Decided():
                 raise BrokerError("a decision in another than its one encoding")
 
@@ -332,7 +292,7 @@ class Broker:
             self._deny(session, self._fault or BrokerError("the broker is not ready"))
             return
         try:
-            opening = self._authority.open(session.peer, hello)
+            opening = self._desk.authority.open(session.peer, hello)
         except SafeclawError as problem:
             self._deny(session, problem)
             return
@@ -359,139 +319,67 @@ class Broker:
             self._journal.chain_id,
             os.getpid(),
             opening.read_only,
-            self._service.settings.grace if self._authority.access.system else 0.0,
+            self._service.settings.grace if self._desk.system else 0.0,
         )
         self._post(session, lease)
         # While the supervisor puts up the walls: what the first checkpoint is signed with.
         from cryptography.hazmat.primitives.asymmetric import ed25519  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
-    # ---- requests, and what an authority needs of its broker
+    # ---- what its desk needs
 
-    def _request(self, session: Session, data: bytes) -> None:
-        """Answer a request, once what it has changed is on disk."""
-        try:
-            if self._fault is not None:
-                # what is recorded cannot be: only looking, and stopping, go on
-                request = control.decode(data)
-                if not isinstance(request, control.Status | control.Sessions | control.Kill):
-                    raise BrokerError(self._fault.message, hint=self._fault.hint)
-            outcome = self._requests.handle(session.peer, control.decode(data))
-            reply, sessions = control.Reply(outcome.data), outcome.sessions
-        except SafeclawError as problem:
-            reply, sessions = control.Reply(error=problem.message, hint=problem.hint), ()
-        self._say_later(session, control.encode(reply), sessions)
+    @property
+    def fault(self) -> SafeclawError | None:
+        """Why nothing is allowed any more."""
+        return self._fault
 
-    def _say_later(
-        self, session: Session, message: bytes, sessions: tuple[Session, ...] = ()
-    ) -> None:
-        until = time.monotonic() + _ENDING_PATIENCE
-        self._later.append(_Later(self._appended, session, message, sessions, until))
-        self._commit_soon(waits=True)
-
-    def append(self, entry: Entry) -> None:
-        """Append a record for the authority; a fault is the whole broker's."""
-        if self._fault is not None:
-            return
-        try:
-            self._append(entry)
-            self._commit_soon(waits=True)
-        except JournalError as problem:
-            self._fail(problem)
+    @property
+    def position(self) -> Position:
+        """Where the journal stands."""
+        durable = self._committer.durable if self._committer is not None else -1
+        if self._journal is None:
+            return Position(None, -1, durable)
+        return Position(self._journal.chain_id, self._journal.head[0], durable)
 
     def sessions(self) -> list[Session]:
         """Return the sessions that run."""
         return [one for one in self._sessions.values() if one.id is not None and not one.concluded]
 
-    def post(self, session: Session, message: protocol.ToSupervisor) -> None:
-        """Send a message now."""
-        self._post(session, message)
+    def append_urgent(self, entry: Entry) -> None:
+        """Append a record, and have it on disk soon; a fault is the whole broker's."""
+        if self._fault is not None:
+            return
+        try:
+            self._append(entry)
+            self.hurry()
+        except JournalError as problem:
+            self._fail(problem)
 
-    def post_durable(self, session: Session, message: protocol.ToSupervisor) -> None:
-        """Send a message once all that is appended is on disk."""
-        self._say_later(session, protocol.encode(message))
+    def hurry(self) -> None:
+        """Have what is appended on disk soon."""
+        self._commit_soon(waits=True)
 
-    def _say_what_is_due(self, durable: int) -> None:
-        """Send what has waited for the disk, or for sessions to end."""
-        now = time.monotonic()
-        waiting: list[_Later] = []
-        for later in self._later:
-            left = [one for one in later.sessions if not one.concluded and one.id is not None]
-            for session in left:
-                if session.killed is not None and now - session.killed >= _KILL_PATIENCE:
-                    _kill_supervisor(session)
-            on_disk = later.sequence <= durable or self._fault is not None
-            if on_disk and (not left or now >= later.until):
-                self._post_bytes(later.session, later.message)
-            else:
-                waiting.append(later)
-        self._later = waiting
+    def send(self, session: Session, message: bytes) -> None:
+        """Send a message now, as far as there is room; the rest when there is."""
+        try:
+            if session.channel.fileno() >= 0 and not session.channel.post(message):
+                self._listen_for(session)
+        except OSError:
+            pass  # its end of file is on the way
+
+    def wake(self) -> None:
+        """Have the loop turn, from any thread."""
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._wake, b"w")
 
     def _close_orphans(self) -> None:
         """Close the sessions that nobody speaks for: at once, or when they have not come back."""
         assert self._journal is not None
-        if not self._authority.access.system:
+        if not self._desk.system:
             for entry in closing(self._journal.unfinished):
                 self._append(entry)
             return
         self._orphans = {one.session: one for one in self._journal.unfinished}
         self._orphans_until = time.monotonic() + self._service.settings.grace
-
-    # ---- policies
-
-    def _look(self) -> None:
-        """Read the policies again, in a thread; the main loop takes in what that finds."""
-
-        def work() -> None:
-            try:
-                self._looked.put(self._authority.policies.look())
-            finally:
-                with contextlib.suppress(BlockingIOError):
-                    os.write(self._wake, b"p")
-
-        threading.Thread(target=work, name="policies", daemon=True).start()
-
-    def _take_policies(self) -> None:
-        while not self._looked.empty():
-            changes = self._authority.policies.accept(self._looked.get())
-            self._authority.changed(changes)
-            if self._watch is not None:
-                self._watch.update(self._authority.policies.watched())
-
-    def _watch_policies(self) -> None:
-        from safeclaw.daemon.policywatch import PolicyWatch
-
-        self._watch = PolicyWatch(self._authority.policies.watched())
-        self._selector.register(self._watch.fileno(), selectors.EVENT_READ)
-
-    # ---- what it says of itself
-
-    def _status(self) -> dict[str, object]:
-        sequence, _ = self._journal.head if self._journal is not None else (-1, "")
-        return {
-            "pid": os.getpid(),
-            "uid": os.geteuid(),
-            "state": str(self._state),
-            "since": int(self._began),
-            "chain": self._journal.chain_id if self._journal is not None else None,
-            "head": sequence,
-            "durable": self._committer.durable if self._committer is not None else -1,
-            "fault": self._fault.message if self._fault is not None else None,
-        }
-
-    def _told(self) -> str:
-        """One line for ``systemctl status``."""
-        if self._fault is not None:
-            return f"FAULT, nothing is allowed: {self._fault.message}"
-        running = self.sessions()
-        decisions = sum(one.counts[0] for one in running)
-        denials = sum(one.counts[1] for one in running)
-        durable = self._committer.durable if self._committer is not None else -1
-        pending = len(self._authority.approvals.pending)
-        text = f"{len(running)} sessions, {decisions} decisions in them ({denials} denials)"
-        text += f", {pending} questions wait" if pending else ""
-        if self._authority.switch.switches:
-            text += f", {len(self._authority.switch.switches)} kill orders"
-        return f"{text}; records on disk up to {durable}"
 
     def _in_order(self, session: Session, number: int) -> bool:
         """Check the number; False for a record that a resumed session need not repeat."""
@@ -579,8 +467,7 @@ class Broker:
                 self._post(session, protocol.Ack(number))
             if not marks:
                 session.flush = False
-        if self._later:
-            self._say_what_is_due(durable)
+        self._desk.settle(durable)
 
     def _conclude(self, session: Session, number: int) -> None:
         """Confirm the end of a session, once it is on disk.
@@ -593,7 +480,7 @@ class Broker:
             self._post(session, protocol.Ended())
         session.ending = False
         session.concluded = True
-        self._authority.ended(session)
+        self._desk.authority.ended(session)
 
     def _fail(self, problem: JournalError) -> None:
         """Allow nothing any more; tell every session why."""
@@ -609,14 +496,13 @@ class Broker:
     def _tick(self) -> None:
         """Do what is due: expired questions, lost sessions, checkpoints and heartbeats."""
         journal = self._journal
-        self._take_policies()
+        self._desk.tick()
         if journal is None or self._fault is not None:
             return
-        self._authority.tick(time.time())
         if self._orphans and time.monotonic() >= self._orphans_until:
             orphans, self._orphans = self._orphans, {}
             for entry in closing(orphans.values(), gone=True):
-                self.append(entry)
+                self.append_urgent(entry)
         if time.monotonic_ns() < journal.next_tick_ns():
             return
         try:
@@ -629,14 +515,7 @@ class Broker:
     # ---- sockets
 
     def _post(self, session: Session, message: protocol.ToSupervisor) -> None:
-        self._post_bytes(session, protocol.encode(message))
-
-    def _post_bytes(self, session: Session, message: bytes) -> None:
-        try:
-            if session.channel.fileno() >= 0 and not session.channel.post(message):
-                self._listen_for(session)
-        except OSError:
-            pass  # its end of file is on the way
+        self.send(session, protocol.encode(message))
 
     def _listen_for(self, session: Session) -> None:
         if session.deaf:
@@ -673,7 +552,8 @@ class Broker:
         if number < 0:
             return
         del self._sessions[number]
-        self._authority.ended(session)
+        session.dropped = True
+        self._desk.authority.ended(session)
         self._veils.uncover(session.id or "")
         if not session.deaf:
             self._selector.unregister(session.channel.sock)
@@ -714,15 +594,3 @@ class Broker:
         # Whoever waits for the end need not wait until this process is taken apart.
         for session in list(self._sessions.values()):
             self._drop(session)
-
-
-def _kill_supervisor(session: Session) -> None:
-    """Kill a supervisor that did not end its agent: the kernel then does (PR_SET_PDEATHSIG)."""
-    session.killed = None
-    with contextlib.suppress(OSError):
-        pidfd = os.pidfd_open(session.pid)
-        try:
-            # The connection stands, so the number is still this process's.
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        finally:
-            os.close(pidfd)

@@ -6,6 +6,7 @@ sees and stops only sessions of their own.
 
 from __future__ import annotations
 
+import contextlib
 import pwd
 import time
 from collections.abc import Callable
@@ -111,11 +112,13 @@ class Requests:
     def _show_status(self, peer: Peer, roles: frozenset[Role]) -> dict[str, object]:
         visible = self._visible(peer, roles)
         every = bool(roles & {Role.ADMIN, Role.AUDIT})
-        orders = [
-            msgspec.to_builtins(one)
-            for one in self._authority.switch.switches
-            if every or one.uid in (None, peer.uid)
-        ]
+        orders: list[object] = []
+        with contextlib.suppress(BrokerError):  # damaged: that is the fault which is shown
+            orders = [
+                msgspec.to_builtins(one)
+                for one in self._authority.switch.switches
+                if every or one.uid in (None, peer.uid)
+            ]
         return {
             **self._status(),
             "sessions": len(visible),
@@ -128,7 +131,7 @@ class Requests:
     def _approvals(self, peer: Peer) -> list[dict[str, object]]:
         now = time.time()
         return [
-            shown(one, now)
+            shown(one, now, self._authority.approvals.waiting(one))
             for one in self._authority.approvals.pending
             if self._authority.may_answer(peer, one)
         ]

@@ -6,6 +6,7 @@ sd_listen_fds(3)).
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import socket
@@ -84,7 +85,9 @@ class Service:
 
     def _notify(self, text: str) -> None:
         if self._notifies:
-            _manager().notify(text)
+            # A manager that executes itself anew is away for a moment: no reason to stop.
+            with contextlib.suppress(OSError):
+                _manager().notify(text)
 
 
 def _manager() -> Any:

@@ -69,6 +69,7 @@ class Session:
         self.ended = False
         self.ending = False
         self.concluded = False
+        self.dropped = False
         #: Its supervisor has closed its end.
         self.deaf = False
         self._decisions = 0

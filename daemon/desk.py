@@ -1,0 +1,274 @@
+"""The broker's desk: everything it does for people rather than for supervisors.
+
+It belongs to the broker's main thread.  It answers requests once what they changed is
+on disk (and once the sessions they stop have ended), gives the authority its hands, and
+has the policies read again, in a thread, when their files change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from safeclaw.daemon import control, protocol
+from safeclaw.daemon.authority import Authority
+from safeclaw.daemon.inforce import Change
+from safeclaw.daemon.journal.record import Entry
+from safeclaw.daemon.peer import Access
+from safeclaw.daemon.requests import Requests
+from safeclaw.daemon.service import Service
+from safeclaw.daemon.sessions import Session
+from safeclaw.errors import BrokerError, SafeclawError
+
+if TYPE_CHECKING:
+    from safeclaw.daemon.policywatch import PolicyWatch
+
+#: How long a supervisor may take to end what it was told to kill, before it is killed too.
+_KILL_PATIENCE = 0.2
+#: How long a request waits for sessions to end.
+_ENDING_PATIENCE = 10.0
+
+
+class Position(msgspec.Struct, frozen=True):
+    """Where the journal stands: its chain, the last record, the last one on disk."""
+
+    chain: str | None
+    head: int
+    durable: int
+
+
+class House(Protocol):
+    """The broker, as far as its desk needs it."""
+
+    @property
+    def fault(self) -> SafeclawError | None:
+        """Why nothing is allowed any more."""
+        ...
+
+    @property
+    def position(self) -> Position:
+        """Where the journal stands."""
+        ...
+
+    def sessions(self) -> list[Session]:
+        """Return the sessions that run."""
+        ...
+
+    def append_urgent(self, entry: Entry) -> None:
+        """Append a record, and have it on disk soon; nothing is raised."""
+        ...
+
+    def send(self, session: Session, message: bytes) -> None:
+        """Send a message now."""
+        ...
+
+    def hurry(self) -> None:
+        """Have what is appended on disk soon."""
+        ...
+
+    def wake(self) -> None:
+        """Have the loop turn, from any thread."""
+        ...
+
+
+class _Later(msgspec.Struct, frozen=True):
+    """What is to be said, and what it waits for."""
+
+    sequence: int
+    session: Session
+    message: bytes
+    sessions: tuple[Session, ...]
+    until: float
+
+
+class Desk:
+    """See the module."""
+
+    def __init__(self, state: Path, service: Service, house: House) -> None:
+        self._state = state
+        self._service = service
+        self._house = house
+        access = Access(os.geteuid(), service.groups)
+        self.authority = Authority(state, access, service.settings, self, service.configuration)
+        self._requests = Requests(self.authority, self, self._status, self.look)
+        self._later: list[_Later] = []
+        self._looked: queue.SimpleQueue[list[Change]] = queue.SimpleQueue()
+        self._watch: PolicyWatch | None = None
+        self._began = time.time()
+
+    @property
+    def system(self) -> bool:
+        """Whether several users share this broker."""
+        return self.authority.access.system
+
+    # ---- requests
+
+    def answer(self, session: Session, data: bytes) -> None:
+        """Answer a request, once what it has changed is on disk."""
+        sessions: tuple[Session, ...] = ()
+        try:
+            request = control.decode(data)
+            fault = self._house.fault
+            # what is to be recorded cannot be: only looking, and stopping, go on
+            looks = isinstance(request, control.Status | control.Sessions | control.Kill)
+            if fault is not None and not looks:
+                raise fault
+            outcome = self._requests.handle(session.peer, request)
+            reply, sessions = control.Reply(outcome.data), outcome.sessions
+        except SafeclawError as problem:
+            reply = control.Reply(error=problem.message, hint=problem.hint)
+        self._say_later(session, control.encode(reply), sessions)
+
+    def _say_later(
+        self, session: Session, message: bytes, sessions: tuple[Session, ...] = ()
+    ) -> None:
+        until = time.monotonic() + _ENDING_PATIENCE
+        head = self._house.position.head
+        self._later.append(_Later(head, session, message, sessions, until))
+        self._house.hurry()
+
+    def settle(self, durable: int) -> None:
+        """Send what has waited for the disk, or for sessions to end."""
+        if not self._later:
+            return
+        now = time.monotonic()
+        waiting: list[_Later] = []
+        for later in self._later:
+            left = [one for one in later.sessions if not one.concluded and not one.dropped]
+            for session in left:
+                if session.killed is not None and now - session.killed >= _KILL_PATIENCE:
+                    _kill_supervisor(session)
+            on_disk = later.sequence <= durable or self._house.fault is not None
+            if on_disk and (not left or now >= later.until):
+                self._house.send(later.session, later.message)
+            else:
+                waiting.append(later)
+        self._later = waiting
+
+    # ---- what an authority needs of its broker
+
+    def append(self, entry: Entry) -> None:
+        """Append a record for the authority; a fault is the whole broker's."""
+        self._house.append_urgent(entry)
+
+    def sessions(self) -> Iterable[Session]:
+        """Return the sessions that run."""
+        return self._house.sessions()
+
+    def post(self, session: Session, message: protocol.ToSupervisor) -> None:
+        """Send a message now."""
+        self._house.send(session, protocol.encode(message))
+
+    def post_durable(self, session: Session, message: protocol.ToSupervisor) -> None:
+        """Send a message once all that is appended is on disk."""
+        self._say_later(session, protocol.encode(message))
+
+    # ---- time
+
+    def tick(self) -> None:
+        """Take in what the policies' thread has found, and expire what is due."""
+        while not self._looked.empty():
+            changes = self.authority.policies.accept(self._looked.get())
+            self.authority.changed(changes)
+            if self._watch is not None:
+                self._watch.update(self.authority.policies.watched())
+        self.authority.tick(time.time())
+
+    def next_tick(self) -> float | None:
+        """Return in how many seconds something is due; None for never."""
+        waits: list[float] = []
+        due = self.authority.next_tick()
+        if due is not None:
+            waits.append(max(0.0, due - time.time()))
+        if any(later.sessions for later in self._later):
+            waits.append(_KILL_PATIENCE)
+        return min(waits, default=None)
+
+    # ---- policies
+
+    def look(self) -> None:
+        """Read the policies again, in a thread; :meth:`tick` takes in what that finds."""
+
+        def work() -> None:
+            try:
+                self._looked.put(self.authority.policies.look())
+            finally:
+                self._house.wake()
+
+        threading.Thread(target=work, name="policies", daemon=True).start()
+
+    def watch(self) -> int:
+        """Begin to watch the policies' files; return the descriptor to poll."""
+        from safeclaw.daemon.policywatch import PolicyWatch
+
+        self._watch = PolicyWatch(self.authority.policies.watched())
+        return self._watch.fileno()
+
+    def watches(self, number: int) -> bool:
+        """Take in a change, if that descriptor is the one of :meth:`watch`."""
+        if self._watch is None or number != self._watch.fileno():
+            return False
+        if self._watch.changed():
+            self.look()
+        return True
+
+    # ---- what it says of the broker
+
+    def _status(self) -> dict[str, object]:
+        position, fault = self._house.position, self._trouble()
+        return {
+            "pid": os.getpid(),
+            "uid": os.geteuid(),
+            "state": str(self._state),
+            "since": int(self._began),
+            "chain": position.chain,
+            "head": position.head,
+            "durable": position.durable,
+            "fault": fault.message if fault is not None else None,
+        }
+
+    def _trouble(self) -> SafeclawError | None:
+        """Return why no session may begin or go on."""
+        if self._house.fault is not None:
+            return self._house.fault
+        try:
+            _ = self.authority.switch.switches
+        except BrokerError as problem:
+            return problem
+        return None
+
+    def told(self) -> str:
+        """Return one line for ``systemctl status``."""
+        fault = self._trouble()
+        if fault is not None:
+            return f"FAULT, nothing is allowed: {fault.message}"
+        running = self._house.sessions()
+        decisions = sum(one.counts[0] for one in running)
+        denials = sum(one.counts[1] for one in running)
+        text = f"{len(running)} sessions, {decisions} decisions in them ({denials} denials)"
+        pending = len(self.authority.approvals.pending)
+        text += f", {pending} questions wait" if pending else ""
+        orders = len(self.authority.switch.switches)
+        text += f", {orders} kill orders" if orders else ""
+        return f"{text}; records on disk up to {self._house.position.durable}"
+
+
+def _kill_supervisor(session: Session) -> None:
+    """Kill a supervisor that did not end its agent: the kernel then does (PR_SET_PDEATHSIG)."""
+    session.killed = None
+    with contextlib.suppress(OSError):
+        pidfd = os.pidfd_open(session.pid)
+        try:
+            # The connection stands, so the number is still this process's.
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        finally:
+            os.close(pidfd)
