@@ -26,6 +26,7 @@ from safeclaw.daemon.client import LOCK_NAME, SOCKET_NAME
 from safeclaw.daemon.committer import PACE, Committer
 from safeclaw.daemon.desk import Desk, Position
 from safeclaw.daemon.forwarding import Forwarding
+from safeclaw.daemon.health import Standing, standing
 from safeclaw.daemon.journal.journal import Journal
 from safeclaw.daemon.journal.record import Entry, Template
 from safeclaw.daemon.journal.recovery import Unfinished
@@ -100,6 +101,7 @@ class Broker:
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGHUP, self._hang_up if self._stay else self._stop)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGCHLD, self._turn)  # a hook has ended
         try:
             self._journal = Journal.open(self._state / "journal")
             self._journal.veil = self._veils
@@ -113,8 +115,11 @@ class Broker:
             self._fault = problem
         except OSError as problem:
             self._fault = JournalError(f"{problem.filename or self._state}: {problem.strerror}")
+        if self._fault is not None:
+            self._desk.health.faulted(self._fault.message)
         if self._stay:
             self._selector.register(self._desk.watch(), selectors.EVENT_READ)
+        self._desk.serve_metrics()
         self._service.ready(self._desk.told())
         while True:
             if self._rest:
@@ -169,6 +174,9 @@ class Broker:
 
     def _stop(self, *_: object) -> None:
         self._stopping = True
+
+    def _turn(self, *_: object) -> None:
+        pass  # the wake-up descriptor has the loop turn
 
     def _hang_up(self, *_: object) -> None:
         self._desk.look()
@@ -340,6 +348,13 @@ class Broker:
             return Position(None, -1, durable)
         return Position(self._journal.chain_id, self._journal.head[0], durable)
 
+    @property
+    def standing(self) -> Standing:
+        """Where the journal stands, and its copy."""
+        if self._journal is None:
+            return Standing()
+        return standing(self._journal, self._forwarding, self.position.durable)
+
     def sessions(self) -> list[Session]:
         """Return the sessions that run."""
         return [one for one in self._sessions.values() if one.id is not None and not one.concluded]
@@ -424,6 +439,7 @@ class Broker:
         assert self._journal is not None
         self._append_taken()
         self._appended = self._journal.append(entry)
+        self._desk.health.noted(entry)
 
     def _append_taken(self) -> None:
         """Append the decisions that were taken in."""
@@ -446,6 +462,7 @@ class Broker:
     def _acknowledge(self) -> None:
         """Tell the sessions how far their records are on disk."""
         if self._committer is None:
+            self._desk.settle(-1)  # there is no journal; why is still to be told
             return
         durable = self._committer.durable
         if self._forwarding is not None:
@@ -480,7 +497,7 @@ class Broker:
             self._post(session, protocol.Ended())
         session.ending = False
         session.concluded = True
-        self._desk.authority.ended(session)
+        self._desk.left(session)
 
     def _fail(self, problem: JournalError) -> None:
         """Allow nothing any more; tell every session why."""
@@ -492,6 +509,7 @@ class Broker:
         )
         for session in list(self._sessions.values()):
             self._post(session, protocol.Fault(reason))
+        self._desk.health.faulted(self._fault.message)
 
     def _tick(self) -> None:
         """Do what is due: expired questions, lost sessions, checkpoints and heartbeats."""
@@ -553,7 +571,7 @@ class Broker:
             return
         del self._sessions[number]
         session.dropped = True
-        self._desk.authority.ended(session)
+        self._desk.left(session)
         self._veils.uncover(session.id or "")
         if not session.deaf:
             self._selector.unregister(session.channel.sock)

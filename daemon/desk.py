@@ -20,16 +20,20 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from safeclaw.daemon import control, protocol
+from safeclaw.daemon.alerts import Alerts
 from safeclaw.daemon.authority import Authority
+from safeclaw.daemon.health import Health, Snapshot, Standing
 from safeclaw.daemon.inforce import Change
-from safeclaw.daemon.journal.record import Entry
-from safeclaw.daemon.peer import Access
+from safeclaw.daemon.journal.record import Entry, RecordType
+from safeclaw.daemon.peer import Access, Peer, Role
 from safeclaw.daemon.requests import Requests
 from safeclaw.daemon.service import Service
 from safeclaw.daemon.sessions import Session
 from safeclaw.errors import BrokerError, SafeclawError
+from safeclaw.policies.model import printable
 
 if TYPE_CHECKING:
+    from safeclaw.daemon.metrics import Metrics
     from safeclaw.daemon.policywatch import PolicyWatch
 
 #: How long a supervisor may take to end what it was told to kill, before it is killed too.
@@ -57,6 +61,11 @@ class House(Protocol):
     @property
     def position(self) -> Position:
         """Where the journal stands."""
+        ...
+
+    @property
+    def standing(self) -> Standing:
+        """Where the journal and its copy stand."""
         ...
 
     def sessions(self) -> list[Session]:
@@ -99,10 +108,17 @@ class Desk:
         self._house = house
         access = Access(os.geteuid(), service.groups)
         self.authority = Authority(state, access, service.settings, self, service.configuration)
-        self._requests = Requests(self.authority, self, self._status, self.look)
+        self._requests = Requests(self.authority, self, self.snapshot, self.look)
+        alerts = Alerts(
+            service.settings.alert_hook, lambda: house.position.chain, self._hook_failed
+        )
+        self.health = Health(alerts, service.settings.alert_denials)
         self._later: list[_Later] = []
         self._looked: queue.SimpleQueue[list[Change]] = queue.SimpleQueue()
         self._watch: PolicyWatch | None = None
+        #: Threads that wait to be told how the broker is.
+        self._wanted: queue.SimpleQueue[queue.SimpleQueue[Snapshot]] = queue.SimpleQueue()
+        self._metrics: Metrics | None = None
         self._began = time.time()
 
     @property
@@ -172,6 +188,30 @@ class Desk:
         """Send a message once all that is appended is on disk."""
         self._say_later(session, protocol.encode(message))
 
+    # ---- metrics
+
+    def serve_metrics(self) -> None:
+        """Begin to serve metrics where the service has somewhere to."""
+        if self._service.metrics:
+            from safeclaw.daemon.metrics import Metrics
+
+            self._metrics = Metrics(
+                self._service.metrics, self._snapshot_soon, self._may_measure, self._house.wake
+            )
+
+    def _may_measure(self, peer: Peer) -> bool:
+        return bool(self.authority.access.roles(peer) & {Role.ADMIN, Role.AUDIT})
+
+    def _snapshot_soon(self, patience: float) -> Snapshot | None:
+        """Return what is true now, from any thread; None when the loop does not turn."""
+        answer: queue.SimpleQueue[Snapshot] = queue.SimpleQueue()
+        self._wanted.put(answer)
+        self._house.wake()
+        try:
+            return answer.get(timeout=patience)
+        except queue.Empty:
+            return None
+
     # ---- time
 
     def tick(self) -> None:
@@ -182,10 +222,20 @@ class Desk:
             if self._watch is not None:
                 self._watch.update(self.authority.policies.watched())
         self.authority.tick(time.time())
+        self.health.tick(self._house.sessions())
+        while not self._wanted.empty():
+            self._wanted.get().put(self.snapshot())
+        while self._metrics is not None and not self._metrics.refused.empty():
+            peer = self._metrics.refused.get()
+            self.authority.refused(
+                peer, "control.metrics", {"what": "metrics"}, "this needs the role audit"
+            )
 
     def next_tick(self) -> float | None:
         """Return in how many seconds something is due; None for never."""
         waits: list[float] = []
+        if (soon := self.health.next_tick()) is not None:
+            waits.append(soon)
         due = self.authority.next_tick()
         if due is not None:
             waits.append(max(0.0, due - time.time()))
@@ -223,18 +273,51 @@ class Desk:
 
     # ---- what it says of the broker
 
-    def _status(self) -> dict[str, object]:
-        position, fault = self._house.position, self._trouble()
-        return {
-            "pid": os.getpid(),
-            "uid": os.geteuid(),
-            "state": str(self._state),
-            "since": int(self._began),
-            "chain": position.chain,
-            "head": position.head,
-            "durable": position.durable,
-            "fault": fault.message if fault is not None else None,
-        }
+    def left(self, session: Session) -> None:
+        """Take in that a session has ended; a second time changes nothing."""
+        self.authority.ended(session)
+        self.health.left(session)
+
+    def snapshot(self) -> Snapshot:
+        """Return what is true now."""
+        fault = self._trouble()
+        running = self._house.sessions()
+        decisions, denials = self.health.decisions(running)
+        orders = 0
+        with contextlib.suppress(BrokerError):  # damaged: that is the fault which is told
+            orders = len(self.authority.switch.switches)
+        registry = self.authority.registry
+        agents = [agent for agent in registry.agents if agent.removed is None]
+        old = registry.now() - self.authority.settings.key_rotation_days * 86400
+        return Snapshot(
+            pid=os.getpid(),
+            uid=os.geteuid(),
+            state=str(self._state),
+            since=int(self._began),
+            uptime=self.health.uptime,
+            standing=self._house.standing,
+            fault=fault.message if fault is not None else None,
+            sessions=len(running),
+            approvals=len(self.authority.approvals.pending),
+            kill_orders=orders,
+            agents=len(agents),
+            keys_due=tuple(agent.name for agent in agents if agent.newest <= old),
+            policies=self.authority.policies.hashes(),
+            decisions_total=decisions,
+            denials_total=denials,
+            refusals_total=self.health.refusals,
+            records_total=self.health.records,
+            alerts=self.health.alerts.tally,
+        )
+
+    def _hook_failed(self, problem: str) -> None:
+        """Say that nobody was told: in the journal, and on standard error."""
+        reason = printable(f"a hook failed: {problem}")
+        with contextlib.suppress(OSError):
+            os.write(2, f"safeclawd: {reason}\n".encode())
+        self._house.append_urgent(
+            Entry(type=RecordType.FAULT, reason=reason, detail={"part": "hook"})
+        )
 
     def _trouble(self) -> SafeclawError | None:
         """Return why no session may begin or go on."""
@@ -252,9 +335,8 @@ class Desk:
         if fault is not None:
             return f"FAULT, nothing is allowed: {fault.message}"
         running = self._house.sessions()
-        decisions = sum(one.counts[0] for one in running)
-        denials = sum(one.counts[1] for one in running)
-        text = f"{len(running)} sessions, {decisions} decisions in them ({denials} denials)"
+        decisions, denials = self.health.decisions(running)
+        text = f"{len(running)} sessions, {decisions} decisions ({denials} denials)"
         pending = len(self.authority.approvals.pending)
         text += f", {pending} questions wait" if pending else ""
         orders = len(self.authority.switch.switches)

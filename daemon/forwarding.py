@@ -42,6 +42,11 @@ class Forwarding:
                 self._durable = sequence
                 self._work.notify()  # one that keeps its pace goes back to sleep
 
+    @property
+    def state(self) -> tuple[int, str | None]:
+        """The number of the record that is to be forwarded next, and what stands against it."""
+        return self._forwarder.next_seq, self._forwarder.problem
+
     def stop(self, sequence: int) -> None:
         """Forward what is left, for as long as journald takes it, and let go."""
         with self._work:

@@ -14,7 +14,9 @@ import msgspec
 
 _ENVIRONMENT = ("PATH", "LANG", "HOME")
 _RUNNING_MAX = 32
-_running: list[int] = []
+#: What runs, and by what name; what has failed and was not told yet.
+_running: dict[int, str] = {}
+_failures: list[str] = []
 
 
 def spawn(command: tuple[str, ...], tells: object) -> str | None:
@@ -47,16 +49,28 @@ def spawn(command: tuple[str, ...], tells: object) -> str | None:
     finally:
         os.close(stdin)
         os.close(null)
-    _running.append(pid)
+    _running[pid] = command[0]
     return None
 
 
 def reap() -> None:
-    """Let go of the commands that have ended."""
-    for pid in list(_running):
+    """Let go of the commands that have ended, and keep which of them failed."""
+    for pid, name in list(_running.items()):
         try:
-            ended = os.waitpid(pid, os.WNOHANG)[0] != 0
+            ended, status = os.waitpid(pid, os.WNOHANG)
         except ChildProcessError:
-            ended = True
+            ended, status = pid, 0
         if ended:
-            _running.remove(pid)
+            del _running[pid]
+            code = os.waitstatus_to_exitcode(status)
+            if code != 0:
+                how = f"with status {code}" if code > 0 else f"by signal {-code}"
+                _failures.append(f"{name}: ended {how}")
+
+
+def failures() -> list[str]:
+    """Return, once, which commands have failed since the last time."""
+    reap()
+    found = list(_failures)
+    _failures.clear()
+    return found

@@ -89,6 +89,10 @@ class InForce:
         places = {os.path.dirname(path) for one in self._found.values() for path in one.files}
         return {*places, str(self._directory)}
 
+    def hashes(self) -> dict[str, str]:
+        """Return the hash of what is in force under each reference."""
+        return {ref: found.policy.sha256 for ref, found in self._found.items()}
+
     def get(self, ref: str) -> Found:
         """Return the policy in force under a reference; read it, the first time.  PolicyError."""
         found = self._found.get(ref)

@@ -15,6 +15,7 @@ import msgspec
 
 from safeclaw.daemon import control
 from safeclaw.daemon.authority import Authority, Services, shown
+from safeclaw.daemon.health import Snapshot
 from safeclaw.daemon.journal.record import Entry, RecordType
 from safeclaw.daemon.peer import Peer, Role
 from safeclaw.daemon.registry import Agent, Key
@@ -57,7 +58,7 @@ class Requests:
         self,
         authority: Authority,
         services: Services,
-        status: Callable[[], dict[str, object]],
+        status: Callable[[], Snapshot],
         reload: Callable[[], None],
     ) -> None:
         self._authority = authority
@@ -119,14 +120,43 @@ class Requests:
                 for one in self._authority.switch.switches
                 if every or one.uid in (None, peer.uid)
             ]
-        return {
-            **self._status(),
+        now = self._status()
+        counts = [one.counts for one in visible]
+        told: dict[str, object] = {
+            "pid": now.pid,
+            "uid": now.uid,
+            "state": now.state,
+            "since": now.since,
+            "uptime": int(now.uptime),
+            "chain": now.standing.chain,
+            "head": now.standing.head,
+            "head_age": now.standing.age,
+            "durable": now.standing.durable,
+            "fault": now.fault,
             "sessions": len(visible),
+            "decisions": now.decisions_total if every else sum(one[0] for one in counts),
+            "denials": now.denials_total if every else sum(one[1] for one in counts),
             "approvals": len(self._approvals(peer)),
             "killed": orders,
             "roles": sorted(role.value for role in roles),
             "system": self._authority.access.system,
         }
+        if every:
+            told |= {
+                "refusals": now.refusals_total,
+                "records": now.records_total,
+                "key_epoch": now.standing.epoch,
+                "journald": {
+                    "forwarded": now.standing.forwarded,
+                    "behind": max(0, now.standing.durable - now.standing.forwarded),
+                    "problem": now.standing.forward_problem,
+                },
+                "agents": now.agents,
+                "keys_due": now.keys_due,
+                "policies": now.policies,
+                "alerts": msgspec.to_builtins(now.alerts),
+            }
+        return told
 
     def _approvals(self, peer: Peer) -> list[dict[str, object]]:
         now = time.time()

@@ -37,11 +37,14 @@ class Service:
         settings: Settings | None = None,
         groups: Groups | None = None,
         protected: tuple[str, ...] = (),
+        metrics: tuple[socket.socket, ...] = (),
     ) -> None:
         self.configuration = configuration
         self.settings = settings or Settings()
         self.groups = groups
         self.protected = protected
+        #: Listeners on which metrics are served.
+        self.metrics = metrics
         self._notifies = "NOTIFY_SOCKET" in os.environ
         usec = os.environ.get("WATCHDOG_USEC", "")
         mine = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())

@@ -72,8 +72,11 @@ class Session:
         self.dropped = False
         #: Its supervisor has closed its end.
         self.deaf = False
+        #: Its counts are kept elsewhere.
+        self.counted = False
         self._decisions = 0
         self._denials = 0
+        self._before = (0, 0)
         self._tails: dict[bytes, tuple[Template, bool]] = {}
 
     def open(self, hello: protocol.Hello, opening: Opening) -> None:
@@ -111,6 +114,11 @@ class Session:
         """How many decisions were taken in, and how many of them are denials."""
         return self._decisions, self._denials
 
+    @property
+    def fresh_counts(self) -> tuple[int, int]:
+        """The same, without what another broker had taken in."""
+        return self._decisions - self._before[0], self._denials - self._before[1]
+
     def adopt(self, message: protocol.Adopted) -> Entry:
         """Go on under a policy that was offered; BrokerError for any other."""
         previous = self.policy_sha256
@@ -142,6 +150,7 @@ class Session:
                     self._denials += record.decision != "allow"
         except JournalError as problem:
             raise BrokerError(problem.message) from problem
+        self._before = self.counts
         self.number = self.recorded
         self.acknowledged = self.marked = self.durable = 0
 

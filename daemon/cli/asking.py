@@ -72,6 +72,20 @@ def day(seconds: int | None) -> str:
     return "" if not seconds else time.strftime("%Y-%m-%d", time.gmtime(seconds))
 
 
+def span(seconds: float) -> str:
+    """Return a length of time for a person: its two largest units."""
+    left = int(seconds)
+    parts = [
+        (left // 86400, "d"),
+        (left // 3600 % 24, "h"),
+        (left // 60 % 60, "m"),
+        (left % 60, "s"),
+    ]
+    while len(parts) > 1 and parts[0][0] == 0:
+        parts.pop(0)
+    return " ".join(f"{number}{unit}" for number, unit in parts[:2])
+
+
 class Duration(click.ParamType[int]):
     """A length of time: 90s, 30m, 12h, 90d, 2w; seconds without a letter."""
 

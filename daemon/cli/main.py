@@ -26,6 +26,7 @@ usage: safeclaw COMMAND [OPTION…]
   approvals  answer what waits for a person
   kill       stop an agent, or all, at once; resume lets them run again
   resume     let an agent, or all, run again
+  ps         list the sessions that run, and what they use
   status     say how the broker is
   doctor     say what this host offers, and what is missing
 
@@ -40,6 +41,7 @@ VERBS: Final = {
     "doctor": "safeclaw.daemon.cli.doctor:doctor_command",
     "kill": "safeclaw.daemon.cli.kill:kill_command",
     "policy": "safeclaw.daemon.cli.policy:policy_group",
+    "ps": "safeclaw.daemon.cli.ps:ps_command",
     "resume": "safeclaw.daemon.cli.kill:resume_command",
     "status": "safeclaw.daemon.cli.status:status_command",
 }

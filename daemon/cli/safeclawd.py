@@ -27,7 +27,8 @@ $XDG_STATE_HOME/safeclaw, where safeclaw run looks.
                  safeclaw-audit let in; the socket is taken from systemd, else made
   --state DIR    the state; else $STATE_DIRECTORY, else /var/lib/safeclaw
   --config DIR   safeclawd.yaml and policies/; else /etc/safeclaw
-  --socket PATH  where to listen without systemd; else /run/safeclaw/broker.sock
+  --socket PATH  where to listen without systemd; else /run/safeclaw/broker.sock;
+                 metrics.sock beside it serves metrics
 """
 _OPTIONS = ("--state", "--config", "--socket")
 
@@ -96,7 +97,9 @@ def _serve_own(options: _Options) -> int:
             os.close(directory)
     except OSError as problem:
         raise BrokerError(f"cannot serve {state}: {problem.strerror}") from problem
-    Broker(state, listener, stay=True, service=client.own_service()).run()
+    service = client.own_service()
+    service.metrics = _metrics(state, service.settings.metrics_port)
+    Broker(state, listener, stay=True, service=service).run()
     return 0
 
 
@@ -123,9 +126,24 @@ def _serve_system(options: _Options) -> int:
         settings=read,
         groups=read.groups,
         protected=(*client.SYSTEM_PLACES, str(options.config), str(options.socket.parent)),
+        metrics=_metrics(options.socket.parent, read.metrics_port),
     )
     Broker(state, listener, stay=True, service=service).run()
     return 0
+
+
+def _metrics(directory: Path, port: int) -> tuple[socket.socket, ...]:
+    """Listen for who reads metrics; a directory where that cannot be is said, and no end."""
+    from safeclaw.daemon import metrics
+    from safeclaw.daemon.cli.main import complain
+
+    loopback = (metrics.listen_loopback(port),) if port else ()
+    path = directory / metrics.SOCKET_NAME
+    try:
+        return (metrics.listen(path), *loopback)
+    except OSError as problem:
+        complain(SafeclawError(f"no metrics at {path}: {problem.strerror or problem}"))
+        return loopback
 
 
 def _listen(path: Path) -> socket.socket:

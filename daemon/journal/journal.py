@@ -189,6 +189,11 @@ class Journal:
         return self._durable
 
     @property
+    def idle_ns(self) -> int:
+        """How long ago the newest record was appended."""
+        return time.monotonic_ns() - self._append_ns
+
+    @property
     def fault(self) -> str | None:
         """Why this journal is faulty, or None."""
         return self._fault

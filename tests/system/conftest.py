@@ -39,6 +39,8 @@ class Person:
         self.program = program
         #: A command that runs its arguments somewhere else, as root: nsenter(1).
         self.within: tuple[str, ...] = ()
+        #: What commands read: nothing, or subprocess.PIPE.
+        self.stdin = subprocess.DEVNULL
         self._environment = environment
         self.workspace.mkdir()
         self.state.mkdir()
@@ -98,7 +100,7 @@ class Person:
             command,
             cwd=where,
             env=environment,
-            stdin=subprocess.DEVNULL,
+            stdin=self.stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

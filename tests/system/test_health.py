@@ -1,0 +1,426 @@
+"""What a broker says of itself: status, ps, metrics and alerts, against what really happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from prometheus_client.openmetrics import parser
+
+from safeclaw.daemon import protocol
+from safeclaw.daemon.client import Client
+from safeclaw.policies.model import Attempt, FileTarget, fingerprint, target_fields
+from tests.system.conftest import Person
+from tests.system.system_broker import PATIENCE, Making, SystemBroker, group_of
+
+POLICY = """\
+version: "1.0"
+rules:
+  - {action: [file.read, file.write], path: ["made*", "*.py", "said"], effect: allow}
+  - {action: shell.execute, command: "/usr/** *", effect: allow}
+  - {action: "*", effect: deny}
+"""
+#: Holds memory in itself and two children, says so, and waits until it may end.
+HOLD = """\
+import os, sys
+block = b"x" * (32 << 20)
+for _ in range(2):
+    if os.fork() == 0:
+        block = b"y" * (32 << 20)
+        print("holding", flush=True)
+        sys.stdin.read()
+        os._exit(0)
+print("holding", flush=True)
+sys.stdin.read()
+os.wait(); os.wait()
+"""
+DENIED = """\
+for number in range(5):
+    try:
+        open("/etc/passwd", "a")
+    except OSError:
+        pass
+open("made", "w").close()
+"""
+
+
+@pytest.fixture(name="making")
+def _making(ordinary_user: str) -> Iterator[Making]:
+    if os.geteuid() != 0:
+        pytest.skip("not root: the system's broker was not started")
+    made: list[SystemBroker] = []
+
+    def make(**settings: object) -> SystemBroker:
+        broker = SystemBroker(group_of(ordinary_user), **settings)
+        made.append(broker)
+        broker.policy("demo", POLICY)
+        broker.start()
+        return broker
+
+    yield make
+    for broker in made:
+        broker.close()
+
+
+def run(broker: SystemBroker, person: Person, *words: str) -> subprocess.Popen[str]:
+    policy = str(broker.config / "policies" / "demo.yaml")
+    return broker.run(person, "--policy", policy, "--", *words)
+
+
+def denied(broker: SystemBroker, person: Person) -> None:
+    """Have an agent be refused five times."""
+    person.write("denied.py", DENIED)
+    ran = person.finish(run(broker, person, "/usr/bin/python3", "denied.py"))
+    assert ran.returncode == 0, ran.stderr
+
+
+def holding(broker: SystemBroker, person: Person) -> subprocess.Popen[str]:
+    """Start an agent of three processes; return when they hold their memory."""
+    person.write("hold.py", HOLD)
+    policy = str(broker.config / "policies" / "demo.yaml")
+    command = person.command(
+        *("run", "--broker", str(broker.socket), "--policy", policy),
+        *("--", "/usr/bin/python3", "hold.py"),
+    )
+    person.stdin = subprocess.PIPE
+    process = person.start(command, person.workspace)
+    assert process.stdout is not None
+    assert [process.stdout.readline() for _ in range(3)] == ["holding\n"] * 3
+    return process
+
+
+def curl(broker: SystemBroker, path: str = "/metrics", **user: Any) -> tuple[int, str]:
+    """Read as an operator does; return the HTTP status and the text."""
+    done = subprocess.run(
+        [
+            *("curl", "-sS", "--max-time", "30", "-w", "\n%{http_code}"),
+            *("--unix-socket", str(broker.socket.parent / "metrics.sock")),
+            f"http://localhost{path}",
+        ],
+        capture_output=True, text=True, check=True, **user,
+    )  # fmt: skip
+    text, _, status = done.stdout.rpartition("\n")
+    return int(status), text
+
+
+def samples(text: str) -> dict[str, float]:
+    """Return what the reference parser reads, by name and labels."""
+    families: Any = cast("Any", parser).text_string_to_metric_families(text)
+    return {
+        sample.name + "".join(f",{k}={v}" for k, v in sorted(sample.labels.items())): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+# ---- status
+
+
+def test_status_says_what_the_chain_says(making: Making, person: Person) -> None:
+    broker = making()
+    broker.add("demo")
+    denied(broker, person)
+    with holding(broker, person) as agent:
+        status = broker.ask("status")
+        records = broker.records()
+        decisions = [one for one in records if one["type"] == "decision"]
+        assert status["sessions"] == 1
+        assert status["refusals"] == 0
+        agent.communicate("")
+    records = broker.records()
+    status = broker.ask("status")
+    decisions = [one for one in records if one["type"] == "decision"]
+    assert status["decisions"] == len(decisions)
+    assert status["denials"] == sum(one["decision"] == "deny" for one in decisions)
+    assert status["denials"] >= 5
+    assert status["head"] >= records[-1]["seq"]
+    assert status["chain"] == records[0]["chain"]
+    assert (status["key_epoch"], status["fault"]) == (0, None)
+    assert status["records"]["session_start"] == 2
+    assert (status["agents"], status["keys_due"]) == (1, [])
+    (load,) = [one for one in broker.ask("agent", "list") if one["name"] == "demo"]
+    assert list(status["policies"]) == [load["policy"]]
+    text = broker.safeclaw("status").stdout
+    assert f"denied: {status['denials']}" in text
+    assert f"policy in force: demo {status['policies']['demo']}" in text
+
+
+def test_what_is_due_is_named(making: Making) -> None:
+    broker = making(key_rotation_days=1)
+    broker.add("old")
+    broker.stop()
+    registry = broker.state / "agents.json"
+    registry.write_text(re.sub(r'"created": ?\d+', '"created": 1', registry.read_text()))
+    broker.start()
+    broker.ask("kill", "somebody", "--why", "as a test")
+    status = broker.ask("status")
+    assert status["keys_due"] == ["old"]
+    assert [one["agent"] for one in status["killed"]] == ["somebody"]
+    said = broker.safeclaw("status").stdout
+    assert "keys due for rotation: old" in said
+    assert "somebody is down since" in said
+
+
+def test_counts_go_on_with_a_session_that_outlives_its_broker(
+    making: Making, person: Person
+) -> None:
+    broker = making()
+    with holding(broker, person) as agent:
+        before = broker.ask("status")["decisions"]
+        assert before > 0
+        broker.stop()
+        broker.start()
+        agent.communicate("")
+        # it was taken in by the first broker, and is not counted by the second again
+        assert broker.ask("status")["decisions"] < before
+
+
+# ---- ps
+
+
+def test_ps_shows_what_a_session_uses(making: Making, person: Person) -> None:
+    broker = making()
+    with holding(broker, person) as agent:
+        (one,) = broker.ask("ps")
+        assert (one["uid"], one["agent"]) == (person.uid, "python3")
+        use = one["use"]
+        # the three, and the first process of their namespace where there is one
+        assert use["processes"] in (3, 4)
+        assert 3 * 32 << 20 <= use["memory"] < 3 * 96 << 20
+        assert 0 < use["cpu"] < 60
+        own = json.loads(person.safeclaw("ps", "--json", "--broker", str(broker.socket)).stdout)
+        assert [mine["session"] for mine in own] == [one["session"]]
+        assert own[0]["use"]["processes"] == use["processes"]
+        assert "python3 hold.py" in broker.safeclaw("ps").stdout
+        agent.communicate("")
+    assert broker.ask("ps") == []
+
+
+def test_ps_shows_ones_own_broker_too(person: Person) -> None:
+    person.write("hold.py", HOLD)
+    command = person.command("run", "--broker", "embedded", "--", "/usr/bin/python3", "hold.py")
+    person.stdin = subprocess.PIPE
+    with person.start(command, person.workspace) as agent:
+        assert agent.stdout is not None
+        assert [agent.stdout.readline() for _ in range(3)] == ["holding\n"] * 3
+        (one,) = json.loads(person.safeclaw("ps", "--json", "--broker", "embedded").stdout)
+        assert one["use"]["processes"] in (3, 4)
+        assert one["use"]["memory"] >= 3 * 32 << 20
+        agent.communicate("")
+
+
+# ---- metrics
+
+
+def test_metrics_are_openmetrics_and_true(making: Making, person: Person) -> None:
+    broker = making()
+    broker.add("demo")
+    denied(broker, person)
+    code, text = curl(broker)
+    assert code == 200
+    found = samples(text)
+    decisions = broker.records("--type", "decision")
+    refused = sum(one["decision"] == "deny" for one in decisions)
+    assert found["safeclaw_decisions_total,decision=deny"] == refused
+    assert found["safeclaw_decisions_total,decision=allow"] == len(decisions) - refused
+    assert found["safeclaw_records_total,type=violation"] == 0
+    assert found["safeclaw_agents"] == 1
+    assert found["safeclaw_fault"] == 0
+    sha256 = broker.ask("status")["policies"]["demo"]
+    assert found[f"safeclaw_policy_info,policy=demo,sha256={sha256}"] == 1
+    assert curl(broker, "/")[0] == 404
+
+
+def test_metrics_are_for_those_who_may_read_everything(
+    making: Making, ordinary_user: str, person: Person
+) -> None:
+    broker = making()
+    if person.name == "root":
+        assert curl(broker)[0] == 200
+        return
+    refused = curl(broker, user=person.uid, group=65534, extra_groups=[])
+    assert refused[0] == 403
+    assert "safeclaw_" not in refused[1]
+    (record,) = broker.records("--decision", "deny")
+    assert (record["action"], record["subject"]["uid"]) == ("control.metrics", person.uid)
+
+
+def test_readers_that_say_nothing_hold_up_no_decision(making: Making, person: Person) -> None:
+    broker = making()
+    idle = [socket.socket(socket.AF_UNIX) for _ in range(8)]
+    for one in idle:
+        one.connect(str(broker.socket.parent / "metrics.sock"))
+    denied(broker, person)  # it would not end
+    for one in idle:
+        one.close()
+    assert curl(broker)[0] == 200
+
+
+def test_prometheus_scrapes_the_loopback_port(making: Making, tmp_path: Path) -> None:
+    with socket.socket() as free, socket.socket() as other:
+        free.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", 0))
+        port, web = free.getsockname()[1], other.getsockname()[1]
+    making(metrics_port=port)
+    configuration = tmp_path / "prometheus.yml"
+    configuration.write_text(
+        json.dumps(
+            {
+                "global": {"scrape_interval": "1s"},
+                "scrape_configs": [
+                    {"job_name": "safeclaw", "static_configs": [{"targets": [f"127.0.0.1:{port}"]}]}
+                ],
+            }
+        )
+    )
+    checked = subprocess.run(
+        ["promtool", "check", "config", str(configuration)], capture_output=True, check=False
+    )
+    assert checked.returncode == 0, checked.stdout
+    process = subprocess.Popen(
+        [
+            *("prometheus", f"--config.file={configuration}"),
+            *(f"--storage.tsdb.path={tmp_path}/data", f"--web.listen-address=127.0.0.1:{web}"),
+        ],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        value = _query(web, "safeclaw_journal_records")
+        assert value > 0
+        assert _query(web, 'up{job="safeclaw"}') == 1
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def _query(port: int, what: str) -> float:
+    """Ask Prometheus until it has scraped."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        done = subprocess.run(
+            [
+                *("curl", "-sS", "--retry", "60", "--retry-delay", "1", "--retry-all-errors"),
+                *("--get", "--data-urlencode", f"query={what}"),
+                f"http://127.0.0.1:{port}/api/v1/query",
+            ],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        found = json.loads(done.stdout)["data"]["result"]
+        if found:
+            return float(found[0]["value"][1])
+    raise AssertionError(f"Prometheus has no {what}")
+
+
+# ---- alerts
+
+
+class Hook:
+    """A hook of the operator's: what it is told goes to a FIFO, on which the test waits."""
+
+    def __init__(self, base: Path) -> None:
+        self.fifo = base / "told"
+        os.mkfifo(self.fifo)
+        # both ends: neither the hook nor the test waits for the other to open it
+        self._stream = os.fdopen(os.open(self.fifo, os.O_RDWR), "rb", buffering=0)
+        self.program = base / "hook"
+        self.program.write_text(f"#!/bin/sh\nexec cat >>{self.fifo}\n")
+        self.program.chmod(0o755)
+
+    def told(self) -> dict[str, Any]:
+        """Wait for the next alert."""
+        line = b""
+        while not line.endswith(b"\n"):
+            line += self._stream.read(1)
+        return cast("dict[str, Any]", json.loads(line))
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+@pytest.fixture(name="hook")
+def _hook(tmp_path: Path) -> Iterator[Hook]:
+    hook = Hook(tmp_path)
+    yield hook
+    hook.close()
+
+
+def violate(broker: SystemBroker, count: int) -> None:
+    """Be a supervisor that reports deeds that were not what had been approved."""
+    client = Client.at(broker.socket)
+    command = ("true",)
+    client.hello(protocol.Hello(protocol.VERSION, "odd", command, "/", "demo", POLICY.encode()))
+    client.lease()
+    attempt = Attempt("file.read", FileTarget("/srv/plan"))
+    target = target_fields(attempt.target)
+    for number in range(1, count + 1):
+        message = protocol.Violated(
+            number, 1, "/bin/true", "file.read", target, fingerprint(attempt), "another file"
+        )
+        client.channel.send(protocol.encode(message), PATIENCE)
+    client.channel.send(protocol.encode(protocol.End("done", 0)), PATIENCE)
+    client.finish()
+
+
+def test_a_violation_is_an_alert_and_many_are_one(making: Making, hook: Hook) -> None:
+    broker = making(alert_hook=[str(hook.program)])
+    violate(broker, 3)
+    told = hook.told()
+    assert (told["alert"], told["reason"], told["agent"]) == ("violation", "another file", "odd")
+    assert told["target"] == {"path": "/srv/plan"}
+    assert told["chain"] == broker.records()[0]["chain"]
+    alerts = broker.ask("status")["alerts"]
+    assert (alerts["raised"], alerts["sent"], alerts["failed"]) == (3, 1, 0)
+    assert samples(curl(broker)[1])["safeclaw_records_total,type=violation"] == 3
+
+
+def test_many_denials_are_an_alert_and_few_are_none(
+    making: Making, hook: Hook, person: Person
+) -> None:
+    broker = making(alert_hook=[str(hook.program)], alert_denials=8)
+    denied(broker, person)
+    assert broker.ask("status")["alerts"]["raised"] == 0
+    denied(broker, person)
+    told = hook.told()
+    assert told["alert"] == "denials"
+    assert told["denials"] >= 8
+
+
+def test_a_journal_that_cannot_be_used_is_an_alert(making: Making, hook: Hook) -> None:
+    broker = making(alert_hook=[str(hook.program)])
+    broker.stop()
+    (segment,) = (broker.state / "journal").glob("*.jsonl")
+    segment.write_bytes(b'{"no": "record"}\n')
+    broker.start()
+    assert hook.told()["alert"] == "fault"
+    done = broker.safeclaw("status")
+    assert done.returncode == 1
+    assert "FAULT, nothing is allowed" in done.stdout
+    assert samples(curl(broker)[1])["safeclaw_fault"] == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [(["/usr/bin/false"], "ended with status 1"), (["/nowhere/hook"], "No such file")],
+)
+def test_a_hook_that_fails_is_recorded_and_stops_nothing(
+    making: Making, person: Person, command: list[str], why: str
+) -> None:
+    broker = making(alert_hook=command)
+    violate(broker, 1)
+    end = time.monotonic() + PATIENCE
+    while not broker.ask("status")["alerts"]["failed"]:
+        assert time.monotonic() < end
+    (record,) = broker.records("--type", "fault")
+    assert why in record["reason"]
+    denied(broker, person)
+    assert "hooks that failed: 1" in broker.safeclaw("status").stdout
+    assert why in broker.stop()
