@@ -416,6 +416,14 @@ class Authority:
         """Put another policy in force for a session that runs."""
         session.offered.append(policy)
         self._services.post(session, protocol.Replace(policy))
+        # What waits for a yes under the old policy is decided anew by the supervisor, under
+        # the new one; it may have to ask again.
+        for question in self.approvals.pending:
+            if question.asker.session == session.id:
+                tickets = self.approvals.settle(question, None)
+                reason = "another policy is in force"
+                self._record(question, "withdrawn", reason=reason)
+                self._answer(session, question, tickets, None, reason)
 
     # ---- small things
 

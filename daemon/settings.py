@@ -7,7 +7,7 @@ broker ``$XDG_CONFIG_HOME/safeclaw/safeclawd.yaml``.  What it does not know is a
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import msgspec
 
@@ -51,13 +51,26 @@ def read(path: Path) -> Settings:
 
     hint = f"see safeclawd(8); without {path} the defaults hold"
     try:
-        found = yaml.safe_load(source.read(path))
+        text = source.read(path)
+        found: object = yaml.safe_load(text)
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as problem:
         where = " ".join(str(problem).split())
         raise UsageError(f"{path}: not valid YAML: {where}", hint=hint) from problem
     except PolicyError as problem:
         raise UsageError(problem.message, hint=hint) from problem
-    try:
-        return msgspec.convert({} if found is None else found, Settings)
-    except msgspec.ValidationError as problem:
-        raise UsageError(f"{path}: {problem}", hint=hint) from problem
+    if found is None:
+        return Settings()
+    if not isinstance(found, dict) or not isinstance(node, yaml.MappingNode):
+        raise UsageError(f"{path}: has to be a mapping of settings", hint=hint)
+    lines = {str(name.value): name.start_mark.line + 1 for name, _ in node.value}
+    values = {str(name): value for name, value in cast("dict[object, object]", found).items()}
+    problems: list[str] = []
+    for name, value in values.items():
+        try:
+            msgspec.convert({name: value}, Settings)
+        except msgspec.ValidationError as problem:
+            problems.append(f"{path}:{lines.get(name, 1)}: {problem}")
+    if problems:
+        raise UsageError("\n".join(problems), hint=hint)
+    return msgspec.convert(values, Settings)

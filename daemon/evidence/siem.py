@@ -153,7 +153,6 @@ def ocsf(found: Found) -> dict[str, object]:
             "sequence": record.seq,
             "log_name": record.chain,
             "original_time": record.ts,
-            "profiles": ["security_control"],
         },
         "unmapped": _without_none(
             {
@@ -162,6 +161,7 @@ def ocsf(found: Found) -> dict[str, object]:
                 "agent": record.agent,
                 "session": record.session,
                 "attempt": record.attempt,
+                "decision": record.decision,
                 "rule": record.rule,
                 "reason": record.reason,
                 "prev": record.prev,
@@ -169,19 +169,6 @@ def ocsf(found: Found) -> dict[str, object]:
             }
         ),
     }
-    if record.decision is not None:
-        allowed = record.decision == "allow"
-        event["action_id"], event["action"] = (1, "Allowed") if allowed else (2, "Denied")
-        event["disposition_id"], event["disposition"] = (
-            (1, "Allowed") if allowed else (2, "Blocked")
-        )
-        event["status_id"], event["status"] = (1, "Success") if allowed else (2, "Failure")
-    if record.policy is not None:
-        event["policy"] = {
-            "name": record.policy.name,
-            "uid": record.policy.sha256,
-            "version": record.policy.version,
-        }
     path, address = _text(target, "path"), _text(target, "address")
     program = _text(target, "program")
     if action.startswith("file.") and path is not None:
@@ -196,10 +183,13 @@ def ocsf(found: Found) -> dict[str, object]:
     elif action == "shell.execute" and program is not None:
         _system(event, record, 1007, 1)
         name = program.rpartition("/")[2]
+        _, pid, _ = _subject(record)
         event["process"] = {
             "name": name,
             "cmd_line": target_text(target),
             "file": {"name": name, "path": program, "type_id": 1},
+            # execve(2) keeps the process; without it, the attempt tells one from another.
+            **({"pid": pid} if pid else {"uid": f"{record.session}/{record.attempt}"}),
         }
     elif action.startswith("network.") and address is not None:
         number = 7 if action == "network.bind" else 6 if action == "network.send" else 1
@@ -210,9 +200,33 @@ def ocsf(found: Found) -> dict[str, object]:
             "protocol_name": str(target.get("protocol", "unknown")),
         }
     else:
+        # The base event has no place for a decision; what it was is under "unmapped".
         _classed(event, 0, 0, 99)
         event["activity_name"] = str(record.type)
+        return event
+    _controlled(event, record)
     return event
+
+
+def _controlled(event: dict[str, object], record: Record) -> None:
+    """Add the profile "security control": what was decided, by which policy."""
+    metadata = event["metadata"]
+    assert isinstance(metadata, dict)
+    metadata["profiles"] = ["security_control"]
+    if record.decision is None:
+        return
+    allowed = record.decision == "allow"
+    event["action_id"], event["action"] = (1, "Allowed") if allowed else (2, "Denied")
+    event["disposition_id"], event["disposition"] = (1, "Allowed") if allowed else (2, "Blocked")
+    event["status_id"], event["status"] = (1, "Success") if allowed else (2, "Failure")
+    authorization: dict[str, object] = {"decision": record.decision}
+    if record.policy is not None:
+        authorization["policy"] = {
+            "name": record.policy.name,
+            "uid": record.policy.sha256,
+            "version": record.policy.version,
+        }
+    event["authorizations"] = [authorization]
 
 
 def _classed(event: dict[str, object], category: int, kind: int, activity: int) -> None:

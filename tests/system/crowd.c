@@ -5,7 +5,8 @@
  *
  * Each WORD PATH is done by a process of its own, which then says "PATH done".  OTHERS processes
  * open and read ./data OPENS times each; when all of them are done, "others: N opened, M failed"
- * is said.  Ends when the waiting ones have ended, too.
+ * is said.  Ends when the waiting ones have ended, too.  Where there is a FIFO ./go, the others
+ * begin when somebody writes to it.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -35,6 +36,19 @@ static void one(const char *word, const char *path)
 	if (write(1, line, strlen(line)) < 0)
 		_exit(1);
 	_exit(0);
+}
+
+/* Wait for a byte from the FIFO, if there is one. */
+static void await_go(void)
+{
+	int fd = open("go", O_RDONLY);
+	char byte;
+
+	if (fd < 0 && errno == ENOENT)
+		return;
+	if (fd < 0 || read(fd, &byte, 1) != 1)
+		_exit(5);
+	close(fd);
 }
 
 static void other(int opens, struct count *count)
@@ -69,6 +83,7 @@ int main(int argc, char **argv)
 		case -1: return 3;
 		case 0: one(argv[i], argv[i + 1]);
 		}
+	await_go();
 	for (int i = 0; i < others; i++) {
 		pids[i] = fork();
 		if (pids[i] < 0)

@@ -514,3 +514,86 @@ def test_an_invalid_policy_changes_nothing_and_is_recorded(making: Making, membe
         running.communicate()
     (refused,) = broker.records("--type", "policy_load", "--decision", "deny")
     assert "demo.yaml" in refused["reason"]
+
+
+WIDE = DEMO.replace('path: "asked/**", effect: ask', 'path: "asked/**", effect: allow')
+CLOSED = DEMO.replace('path: "asked/**", effect: ask', 'path: "asked/**", effect: deny')
+LATER = """\
+import os, sys
+said = os.open("fifo", os.O_WRONLY)
+refused = True
+while refused:
+    try:
+        os.mkdir("later/one")
+        refused = False
+    except PermissionError:
+        os.write(said, b"-")
+"""
+
+
+def test_a_wider_policy_reaches_the_running_session(making: Making, member: Person) -> None:
+    broker = making()
+    broker.policy(
+        "demo", DEMO.replace("asked/**", "later/**").replace("effect: ask", "effect: deny")
+    )
+    key = broker.add("demo")
+    (member.workspace / "later").mkdir()
+    member.write("later.py", LATER)
+    words = ("--agent", "demo", "--", "/usr/bin/python3", "later.py")
+    with pace_of(member) as pace, broker.run(member, *words, key=key) as running:
+        pace.steps(3)
+        broker.policy("demo", DEMO.replace("asked/**", "elsewhere/**"))
+        assert running.wait(60) == 0
+        running.communicate()
+    assert (member.workspace / "later/one").is_dir()
+    decisions = [
+        one["decision"]
+        for one in broker.records("--action", "file.write.create")
+        if str(one["target"]["path"]).endswith("later/one")
+    ]
+    assert decisions[:-1] == ["deny"] * (len(decisions) - 1)
+    assert decisions[-1] == "allow"
+    assert broker.verify().returncode == 0
+
+
+@pytest.mark.parametrize(("policy", "made"), [(WIDE, True), (CLOSED, False)])
+def test_what_waits_for_a_yes_is_decided_by_a_policy_that_comes_meanwhile(
+    making: Making, member: Person, policy: str, made: bool
+) -> None:
+    broker = making()
+    key = broker.add("demo")
+    _asked_directory(member)
+    words = ("--agent", "demo", "--", "mkdir", "asked/one")
+    with broker.run(member, *words, key=key) as running:
+        name = asked(until_line(running, "waiting for approval"))
+        broker.policy("demo", policy)
+        assert running.wait(60) == (0 if made else 1)
+        running.communicate()
+    assert (member.workspace / "asked/one").exists() == made
+    late = broker.safeclaw("approvals", "approve", name)
+    assert late.returncode == 125
+    events = [one["detail"]["event"] for one in broker.records("--type", "approval")]
+    assert events == ["asked", "withdrawn"]
+    (decided,) = [
+        one
+        for one in broker.records("--action", "file.write.create", "--type", "decision")
+        if str(one["target"]["path"]).endswith("asked/one")
+    ]
+    loads = [one for one in broker.records("--type", "policy_load") if one.get("session")]
+    assert decided["policy"]["sha256"] == loads[1]["policy"]["sha256"]
+    assert decided["decision"] == ("allow" if made else "deny")
+
+
+def test_another_policy_that_still_asks_asks_anew(making: Making, member: Person) -> None:
+    broker = making()
+    key = broker.add("demo")
+    _asked_directory(member)
+    words = ("--agent", "demo", "--", "mkdir", "asked/one")
+    with broker.run(member, *words, key=key) as running:
+        name = asked(until_line(running, "waiting for approval"))
+        broker.policy("demo", DEMO.replace("a person looks at it", "two people look at it"))
+        second = asked(until_line(running, "waiting for approval"))
+        assert second != name
+        broker.ask("approvals", "approve", second)
+        running.communicate(timeout=60)
+    assert (member.workspace / "asked/one").is_dir()

@@ -1,5 +1,8 @@
 """Random calls from inside the walls: nothing outside is touched, and nobody who serves dies.
 
+Three make them: fuzzer.c, which knows what is mediated; stress-ng's sysbadaddr, which gives bad
+addresses to every call; and trinity, which knows the arguments of every call.
+
 ``./dev test`` fuzzes for a few seconds, ``./dev soak SECONDS`` for as long as it is told to,
 with a seed of its own each time; the seed is printed, and SAFECLAW_FUZZ_SEED repeats it.
 """
@@ -31,6 +34,29 @@ DESCRIPTORS_MAX = 192
 THREADS_MAX = 12
 #: What the supervisor may come to remember of paths, in KiB.
 GROWTH_MAX = 160 * 1024
+#: trinity starts no child where it cannot have every kind of socket and perf's descriptors, and
+#: a call of another architecture would kill each of its children; as root it has to be told
+#: twice.  The names it uses are those below ``victims``, the canaries' among them.
+TOOLS = {
+    "stress-ng": "stress-ng -q --sysbadaddr 4 -t SECONDS --temp-path /tmp --metrics",
+    "trinity": "timeout -s INT -k 9 SECONDS trinity $dangerous -s SEED -q -q -C 4 -a 64 -l off "
+    "-V victims --disable-fds=perf --disable-fds=sockets",
+}
+AROUND = """\
+[ "$(id -u)" != 0 ] || dangerous=--dangerous
+mkdir victims victims/directory
+cp /usr/bin/true victims/program
+for name in "$@"; do ln -s "$(realpath "$name")" victims; done
+%s >count 2>&1
+made=$(grep -a -o -e "[0-9]* iterations" -e "Ran [0-9]* syscalls" -e "sysbadaddr *[0-9]*" count)
+[ -n "$made" ] || exec tail count
+chmod 700 .
+rm -rf go
+mkfifo go
+echo "round 1: $(echo "$made" | tail -n 1)"
+read -r go <go
+exit 0
+"""
 
 
 @dataclass(frozen=True)
@@ -83,11 +109,18 @@ def seed() -> str:
     return given or str(int.from_bytes(os.urandom(4), "little"))
 
 
-def fuzz(
-    person: Person, program: Path, rounds: int, seconds: float, *, effect: str = "deny"
-) -> bool:
+def fuzz(person: Person, program: Path, rounds: int, seconds: float, effect: str = "deny") -> bool:
     """Fuzz for some rounds; return whether the canaries are as they were."""
     shutil.copy(program, person.workspace / "fuzzer")
+    return campaign(person, ["./fuzzer", seed(), str(rounds), str(seconds)], rounds, effect)
+
+
+def campaign(person: Person, command: list[str], rounds: int, effect: str = "deny") -> bool:
+    """Run what fuzzes, with the canaries' names as its last words; return whether they are as
+    they were.
+
+    It says "round N: …" at the end of each round, and then reads a byte from the FIFO ``go``.
+    """
     key = person.write("denied/key", "secret\n", 0o666)
     outside = Path(tempfile.mkdtemp(prefix="safeclaw-fuzz-"))
     keep = outside / "keep"
@@ -99,12 +132,10 @@ def fuzz(
     person.own()
     canaries = [key, key.parent, keep, outside, policy]
     before = state_of(canaries)
-    number = seed()
-    print(f"seed {number}")
-    words = [number, str(rounds), str(seconds), "denied/key", "denied", str(keep), str(outside)]
+    print(" ".join(command))
+    words = [*command, "denied/key", "denied", str(keep), str(outside)]
     running = person.popen(
-        *("run", "--policy", str(policy), "--", "./fuzzer", *words),
-        redirect=f"2>{person.base}/said",
+        *("run", "--policy", str(policy), "--", *words), redirect=f"2>{person.base}/said"
     )
     looks: list[Look] = []
     with running:
@@ -142,12 +173,33 @@ def fuzz(
     return untouched
 
 
+def tool(person: Person, name: str, seconds: int) -> bool:
+    """Have one of Debian's fuzzers run; return whether the canaries are as they were."""
+    command = TOOLS[name].replace("SECONDS", str(seconds)).replace("SEED", seed())
+    print(command)
+    person.write("fuzz.sh", AROUND % command)
+    return campaign(person, ["/bin/sh", "./fuzz.sh"], 1)
+
+
 def test_random_calls_touch_nothing_and_kill_nobody(person: Person, fuzzer: Path) -> None:
     assert fuzz(person, fuzzer, rounds=2, seconds=4)
 
 
 def test_where_the_rules_allow_it_the_same_calls_do_touch(person: Person, fuzzer: Path) -> None:
     assert not fuzz(person, fuzzer, rounds=1, seconds=2, effect="allow")
+
+
+@pytest.mark.parametrize("name", sorted(TOOLS))
+def test_what_others_fuzz_with_touches_nothing_and_kills_nobody(person: Person, name: str) -> None:
+    assert tool(person, name, seconds=20 if name == "trinity" else 4)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", sorted(TOOLS))
+def test_what_others_fuzz_with_for_long_touches_nothing_and_kills_nobody(
+    person: Person, name: str, soak_seconds: int
+) -> None:
+    assert tool(person, name, seconds=soak_seconds)
 
 
 @pytest.mark.soak

@@ -7,6 +7,7 @@ done, and only then let go.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import signal
 import subprocess
@@ -22,6 +23,7 @@ POLICY = """\
 version: "1.0"
 rules:
   - {action: [file.read, file.write], path: "denied/**", effect: deny}
+  - {action: file.read, path: "asked", effect: ask, reason: "somebody looks at this first"}
   - {action: [file.read, file.write], path: "**", effect: allow}
   - {action: shell.execute, command: "*", effect: allow}
 """
@@ -94,6 +96,27 @@ def line(running: subprocess.Popen[str]) -> str:
     return running.stdout.readline().rstrip("\n")
 
 
+def let_go(place: Person) -> None:
+    """Have the others begin."""
+    with (place.workspace / "go").open("w") as go:
+        go.write("x")
+
+
+def approval(running: subprocess.Popen[str]) -> str:
+    """Return the question that the person is told of."""
+    assert running.stderr is not None
+    said = running.stderr.readline()
+    assert said.startswith("safeclaw: waiting for approval "), said
+    return said.split(":")[1].split()[-1]
+
+
+def waiting(place: Person) -> list[str]:
+    """Return the questions that wait for an answer."""
+    listed = place.safeclaw("approvals", "list", "--json")
+    assert listed.returncode == 0, listed.stderr
+    return [str(one["approval"]) for one in json.loads(listed.stdout)]
+
+
 @pytest.fixture(name="leased")
 def _leased(place: Person) -> Iterator[int]:
     """A file that nobody can open for writing or truncate until it is let go (fcntl(2))."""
@@ -114,6 +137,50 @@ def test_a_fifo_that_nobody_writes_holds_up_nobody_else(place: Person) -> None:
         os.close(os.open(place.workspace / "fifo", os.O_WRONLY))
         assert line(running) == "fifo: done"
         assert running.wait() == 0
+
+
+def test_who_waits_for_an_approval_or_on_a_fifo_holds_up_nobody_else(place: Person) -> None:
+    os.mkfifo(place.workspace / "fifo")
+    os.mkfifo(place.workspace / "go")
+    place.write("asked", "for a person to allow")
+    with run(place, str(OTHERS - 1), str(OPENS), "open", "fifo", "open", "asked") as running:
+        question = approval(running)
+        assert waiting(place) == [question]
+        let_go(place)
+        assert line(running) == f"others: {(OTHERS - 1) * OPENS} opened, 0 failed"
+        # both still wait
+        assert waiting(place) == [question]
+        approved = place.safeclaw("approvals", "approve", question)
+        assert approved.returncode == 0, approved.stderr
+        assert line(running) == "asked: done"
+        os.close(os.open(place.workspace / "fifo", os.O_WRONLY))
+        assert line(running) == "fifo: done"
+        assert running.wait() == 0
+    assert place.safeclaw("audit", "verify").returncode == 0
+
+
+def test_a_question_on_the_terminal_holds_up_nobody_else(place: Person) -> None:
+    ours, terminal = os.openpty()
+    name = os.ttyname(terminal)
+    os.chown(name, place.uid, -1)
+    os.mkfifo(place.workspace / "go")
+    place.write("asked", "for a person to allow")
+    words = ["--policy", str(place.base / "policy.yaml"), "--"]
+    words += ["./crowd", str(OTHERS), str(OPENS), "open", "asked"]
+    command = ["setsid", "--ctty", "--wait", *place.command("run", *words)]
+    command = ["sh", "-c", f'exec "$@" <{name}', "sh", *command]
+    with place.start(command, place.workspace) as running:
+        asked = b""
+        while not asked.endswith(b"[n]o: "):
+            asked += os.read(ours, 4096)
+        assert f"allow file.read {place.workspace}/asked? ".encode() in asked
+        let_go(place)
+        assert line(running) == f"others: {OTHERS * OPENS} opened, 0 failed"
+        os.write(ours, b"y\n")
+        assert line(running) == "asked: done"
+        assert running.wait() == 0
+    os.close(ours)
+    os.close(terminal)
 
 
 def test_what_the_loop_cannot_know_to_be_slow_holds_up_nobody_else(
