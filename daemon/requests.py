@@ -25,7 +25,7 @@ from safeclaw.policies.model import printable
 
 _ANY = frozenset(Role)
 _ADMIN = frozenset({Role.ADMIN})
-_NEEDED: dict[type[object], frozenset[Role]] = {
+NEEDED: dict[type[object], frozenset[Role]] = {
     control.Status: _ANY,
     control.Sessions: _ANY,
     control.Kill: frozenset({Role.RUN, Role.ADMIN}),
@@ -70,9 +70,9 @@ class Requests:
         """Do what is asked.  BrokerError when it cannot be, or must not."""
         roles = self._authority.access.roles(peer)
         # INVARIANT: a request that is not in the table is nobody's to make.
-        if not roles & _NEEDED.get(type(request), frozenset()):
+        if not roles & NEEDED.get(type(request), frozenset()):
             needed = " or ".join(
-                sorted(role.value for role in _NEEDED[type(request)] - {Role.AUDIT})
+                sorted(role.value for role in NEEDED[type(request)] - {Role.AUDIT})
             )
             target = control.target(request)
             verb = str(target["what"]).partition(" ")[0]
