@@ -146,6 +146,7 @@ def compare(person: Person, module: str) -> None:
     ]
     assert not said, "\n".join(said)
     different = set(differing(outside, inside))
+    print(f"{who} {module}: {len(outside) - 1} tests, {len(different)} differ by design")
     for row in rows:
         about = [t for t in outside if row.covers(t, who) and outside[t].kind == row.outside]
         assert not about or different & set(about), f"not so (any more): {row}"
