@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from safeclaw.daemon.cli.audit import common
-from safeclaw.daemon.journal import files, keys
+from safeclaw.daemon.journal import files, keys, reader
 from safeclaw.daemon.journal.journal import Journal
 from safeclaw.daemon.journal.note import NoteError, PublicKey
 from safeclaw.daemon.journal.retention import RETENTION_DAYS, check
@@ -23,7 +23,18 @@ def keys_group() -> None:
 
 
 def _public(state: Path) -> list[PublicKey]:
-    return keys.read_public_keys(state / "keys" / files.PUBLIC_KEY)
+    """Return the public keys, from the chain itself for who may read no more than that."""
+    try:
+        return keys.read_public_keys(state / "keys" / files.PUBLIC_KEY)
+    except JournalError:
+        ring = keys.read_keyring(state / "journal")
+        if ring is not None:
+            return ring.keys()
+        first = next(reader.read(state / "journal"), None)
+        detail = (first.detail if first is not None else None) or {}
+        if "public_key" not in detail:
+            raise
+        return [PublicKey.parse(str(detail["public_key"]))]
 
 
 @keys_group.command(help="Print every public key so far, and where its epoch begins.")

@@ -51,14 +51,16 @@ def segments(directory: Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
-def make_directory(path: Path) -> None:
+def make_directory(path: Path, mode: int = 0o700) -> None:
     """Make a directory of the writer's own, or accept one that is safe.
+
+    ``mode`` may let a group read; whether it does, the umask decides.
 
     Raises:
         JournalError: it cannot be made, or others may write to it.
     """
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
         status = path.lstat()
     except OSError as error:
         raise JournalError(f"{path}: {error.strerror}", hint="give --state DIR") from error
@@ -99,6 +101,8 @@ def is_locked(directory: Path) -> bool:
     """Whether a writer is at work here right now."""
     try:
         fd = os.open(directory / LOCK, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except PermissionError:
+        return _listed(directory / LOCK)
     except OSError:
         return False
     try:
@@ -109,6 +113,21 @@ def is_locked(directory: Path) -> bool:
         return False
     finally:
         os.close(fd)
+
+
+def _listed(lock: Path) -> bool:
+    """Whether the kernel lists a flock on a file (proc_locks(5)).
+
+    SAFETY: the lock is for its writer alone to open: who may only read the journal must not
+    be able to hold it, and so keep the writer out.
+    """
+    try:
+        status = lock.stat()
+        device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+        held = Path("/proc/locks").read_text()
+    except OSError:
+        return False
+    return any(" FLOCK " in line and device in line.split() for line in held.splitlines())
 
 
 def open_segment(path: Path, *, create: bool) -> int:

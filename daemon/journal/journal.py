@@ -106,7 +106,7 @@ class Journal:
             JournalFaultError: it could not be written to.
         """
         keys_directory = keys or directory.parent / "keys"
-        files.make_directory(directory)
+        files.make_directory(directory, mode=0o750)
         lock = files.take_lock(directory)
         try:
             found = files.segments(directory)
