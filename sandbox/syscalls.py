@@ -137,7 +137,16 @@ def notified_numbers(*, confined: bool = False) -> dict[int, str]:
     return {number: name for name in asked if (number := _number(name)) is not None}
 
 
-def refusals(*, network: bool = False) -> bytes:
+def _program(action: int, arch: int) -> seccomp.SyscallFilter:
+    """Return an empty program for one architecture; a call of any other kills."""
+    program = seccomp.SyscallFilter(action)
+    if arch not in (seccomp.Arch.NATIVE, seccomp.system_arch()):
+        program.add_arch(arch)
+        program.remove_arch(seccomp.Arch.NATIVE)
+    return program
+
+
+def refusals(*, network: bool = False, arch: int = seccomp.Arch.NATIVE) -> bytes:
     """Return the first program: refusals by argument; everything else passes.
 
     ``network`` says that the agent may come to hold sockets of the host's network.
@@ -145,7 +154,7 @@ def refusals(*, network: bool = False) -> bytes:
     SAFETY: the kernel uses only the low 32 bits of an int argument, so each
     comparison masks; comparing all 64 would let ``cmd | 1 << 32`` through.
     """
-    program = seccomp.SyscallFilter(seccomp.ALLOW)
+    program = _program(seccomp.ALLOW, arch)
     eperm = seccomp.ERRNO(errno.EPERM)
 
     def refuse(name: str, index: int, value: int, action: int = eperm, mask: int = _LOW32) -> None:
@@ -223,12 +232,12 @@ def refusals(*, network: bool = False) -> bytes:
     return _export(program)
 
 
-def allow_list(*, confined: bool = False) -> bytes:
+def allow_list(*, confined: bool = False, arch: int = seccomp.Arch.NATIVE) -> bytes:
     """Return the second program: by name.
 
     ``confined`` says that the agent shares the host's PID and IPC namespaces.
     """
-    program = seccomp.SyscallFilter(seccomp.ERRNO(errno.ENOSYS))
+    program = _program(seccomp.ERRNO(errno.ENOSYS), arch)
     asked = [name for name in NOTIFIED if name not in ("sendto", *_OPENS)]
     free = [name for name in ALLOWED if name not in asked and name != "socket"]
     if confined:
