@@ -547,7 +547,8 @@ int main(int argc, char **argv)
 			perror("fuzzer: go");
 			return 4;
 		}
-		printf("round %d: %lu calls\n", round, *calls);
+		/* a worker may have written half a line to the same pipe */
+		printf("\nround %d: %lu calls\n", round, *calls);
 		fflush(stdout);
 		fd = open("go", O_RDONLY);
 		if (fd < 0 || read(fd, &byte, 1) != 1)

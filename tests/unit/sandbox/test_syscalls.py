@@ -16,25 +16,31 @@ import pytest
 from safeclaw.sandbox import syscalls
 from tests.unit.sandbox import bpf
 
+
+def words(text: str) -> list[str]:
+    """Return the words of a text."""
+    return text.split()
+
+
 ARCHITECTURES = {"x86_64": seccomp.Arch.X86_64, "aarch64": seccomp.Arch.AARCH64}
 #: linux/seccomp.h
 KILL, ERRNO, NOTIFY, ALLOW = 0x00000000, 0x00050000, 0x7FC00000, 0x7FFF0000
 _ACTION = 0xFFFF0000
-MEDIATED = """
+MEDIATED = words("""
 open creat openat openat2 truncate mkdir mkdirat mknod mknodat symlink symlinkat link linkat
 unlink rmdir unlinkat rename renameat renameat2 chmod fchmodat fchmodat2 fchmod chown lchown
 fchownat fchown utime utimes futimesat utimensat setxattr lsetxattr fsetxattr removexattr
 lremovexattr fremovexattr execve execveat connect bind sendmsg sendmmsg
-""".split()
-EPERM = """
+""")
+EPERM = words("""
 ptrace process_vm_readv process_vm_writev pidfd_getfd kcmp process_madvise bpf perf_event_open
 mount umount2 pivot_root chroot fsopen fsconfig fsmount fspick move_mount open_tree mount_setattr
 setns unshare name_to_handle_at open_by_handle_at keyctl add_key request_key fanotify_init
 memfd_secret userfaultfd uselib modify_ldt ioperm iopl acct quotactl swapon swapoff init_module
 finit_module delete_module kexec_load kexec_file_load reboot clock_settime clock_adjtime
 settimeofday adjtimex syslog
-""".split()
-ENOSYS = "clone3 io_uring_setup io_uring_enter io_uring_register mq_open mq_unlink".split()
+""")
+ENOSYS = words("clone3 io_uring_setup io_uring_enter io_uring_register mq_open mq_unlink")
 #: Since Linux 5.1 a call has one number on every architecture; libseccomp may not know these.
 NEWER = {
     "setxattrat": 463,
@@ -46,8 +52,8 @@ NEWER = {
 }
 #: What only older architectures have.
 ABSENT_ON_AARCH64 = set(
-    """open creat mkdir mknod symlink link unlink rmdir rename chmod chown lchown utime utimes
-    futimesat uselib modify_ldt ioperm iopl""".split()
+    words("""open creat mkdir mknod symlink link unlink rmdir rename chmod chown lchown utime utimes
+    futimesat uselib modify_ldt ioperm iopl""")
 )
 CLONE_NEW = (0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000)
 
@@ -86,7 +92,7 @@ def answer(
     return min(answers, key=lambda value: value & _ACTION)
 
 
-def named(arch: str, names: list[str]) -> list[str]:
+def named(arch: str, names: Sequence[str]) -> list[str]:
     """Return those that the architecture has; the others are the ones known not to be there."""
     there = [name for name in names if number(arch, name) >= 0]
     absent = set(names) - set(there)
