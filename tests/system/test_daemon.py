@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -85,6 +86,16 @@ def pace_of(person: Person) -> Generator[Pace]:
         yield pace
     finally:
         pace.close()
+
+
+@contextmanager
+def at_work(
+    broker: SystemBroker, person: Person, key: str, *more: str
+) -> Generator[tuple[Pace, subprocess.Popen[str]]]:
+    """Have the agent demo make steps."""
+    words = ("--agent", "demo", "--", "/usr/bin/python3", "steps.py", *more)
+    with pace_of(person) as pace, broker.run(person, *words, key=key) as running:
+        yield pace, running
 
 
 def refusals(broker: SystemBroker) -> list[dict[str, Any]]:
@@ -234,12 +245,7 @@ def test_a_restart_loses_no_session_and_no_record(
 ) -> None:
     broker = making()
     key = broker.add("demo")
-    with (
-        pace_of(member) as pace,
-        broker.run(
-            member, "--agent", "demo", "--", "/usr/bin/python3", "steps.py", key=key
-        ) as running,
-    ):
+    with at_work(broker, member, key) as (pace, running):
         pace.steps(20)
         broker.stop(how)
         broker.start()
@@ -269,12 +275,7 @@ def test_a_restart_loses_no_session_and_no_record(
 def test_a_broker_that_does_not_come_back_stops_the_agent(making: Making, member: Person) -> None:
     broker = making(grace=0.2)
     key = broker.add("demo")
-    with (
-        pace_of(member) as pace,
-        broker.run(
-            member, "--agent", "demo", "--", "/usr/bin/python3", "steps.py", key=key
-        ) as running,
-    ):
+    with at_work(broker, member, key) as (pace, running):
         pace.steps(3)
         broker.stop(signal.SIGKILL)
         pace.gone()
@@ -294,12 +295,7 @@ def test_the_switch_stops_everything_and_holds_until_it_is_lifted(
 ) -> None:
     broker = making()
     key = broker.add("demo")
-    with (
-        pace_of(member) as pace,
-        broker.run(
-            member, "--agent", "demo", "--", "/usr/bin/python3", "steps.py", key=key
-        ) as running,
-    ):
+    with at_work(broker, member, key) as (pace, running):
         pace.steps(3)
         found = broker.ask("kill", "--all", "--why", "drill")
         assert [one["agent"] for one in found["sessions"]] == ["demo"]
@@ -324,12 +320,7 @@ def test_a_supervisor_that_is_stopped_does_not_save_its_agent(
 ) -> None:
     broker = making()
     key = broker.add("demo")
-    with (
-        pace_of(member) as pace,
-        broker.run(
-            member, "--agent", "demo", "--", "/usr/bin/python3", "steps.py", key=key
-        ) as running,
-    ):
+    with at_work(broker, member, key) as (pace, running):
         pace.steps(3)
         running.send_signal(signal.SIGSTOP)
         broker.ask("kill", "demo")
@@ -481,8 +472,7 @@ def test_the_agents_own_user_cannot_approve_it(making: Making, person: Person) -
 def test_a_narrower_policy_binds_the_running_session(making: Making, member: Person) -> None:
     broker = making()
     key = broker.add("demo")
-    words = ("--agent", "demo", "--", "/usr/bin/python3", "steps.py", "stop")
-    with pace_of(member) as pace, broker.run(member, *words, key=key) as running:
+    with at_work(broker, member, key, "stop") as (pace, running):
         pace.steps(3)
         broker.policy("demo", NARROW)
         assert running.wait(60) == 9
@@ -503,8 +493,7 @@ def test_a_narrower_policy_binds_the_running_session(making: Making, member: Per
 def test_an_invalid_policy_changes_nothing_and_is_recorded(making: Making, member: Person) -> None:
     broker = making()
     key = broker.add("demo")
-    words = ("--agent", "demo", "--", "/usr/bin/python3", "steps.py", "stop")
-    with pace_of(member) as pace, broker.run(member, *words, key=key) as running:
+    with at_work(broker, member, key, "stop") as (pace, running):
         pace.steps(3)
         broker.policy("demo", "rules: [")
         while not broker.records("--type", "policy_load", "--decision", "deny"):
