@@ -146,3 +146,5 @@ def sample_command(
         click.echo(f"{item.seq:>7} {safe(record.ts)} {summary(record)} ({proof})")
     said = f"{len(sample.records)} of {sample.population} records of {wanted.period.text()}"
     click.echo(f"safeclaw: {said}, seed {safe(seed)}; --json prints the proofs", err=True)
+    if not sample.records:
+        click.echo("hint: widen --since and --until", err=True)

@@ -34,3 +34,6 @@ def summary_command(
 
         console = Console(highlight=False, soft_wrap=True)
         draw(summary, console)
+        if not summary.records:
+            click.echo("hint: widen --since and --until; `audit show --last 1` dates the newest",
+                       err=True)  # fmt: skip

@@ -36,6 +36,8 @@ def draw(summary: Summary, console: Console) -> None:
     from rich.text import Text
 
     console.print(Text(headline(summary), style="bold"))
+    if not summary.records:
+        return
     console.print(Text(f"chain {safe(summary.chain)}, {summary.first_ts} to {summary.last_ts}"))
 
     def table(title: str, columns: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:

@@ -119,7 +119,9 @@ def read_public_keys(path: Path) -> list[PublicKey]:
         lines = path.read_text("utf-8").splitlines()
         found = [PublicKey.parse(line) for line in lines if line.strip()]
     except OSError as error:
-        raise JournalError(f"{path}: {error.strerror}") from error
+        raise JournalError(
+            f"{path}: {error.strerror}", hint="safeclaw audit keys export writes one"
+        ) from error
     except (UnicodeDecodeError, NoteError) as error:
         raise JournalError(
             f"{path}: not a public key", hint="safeclaw audit keys export writes one"

@@ -283,7 +283,9 @@ def read_checkpoint(path: Path) -> tuple[str, str]:
     try:
         return str(path), path.read_text("utf-8")
     except OSError as error:
-        raise JournalError(f"{path}: {error.strerror}") from error
+        raise JournalError(
+            f"{path}: {error.strerror}", hint="a checkpoint is a copy of STATE/journal/checkpoint"
+        ) from error
     except UnicodeDecodeError as error:
         raise JournalError(f"{path}: not a signed note") from error
 

@@ -245,7 +245,9 @@ def read_witness_keys(text: str) -> list[WitnessKey]:
     try:
         lines = Path(text).read_text("utf-8").splitlines()
     except OSError as error:
-        raise JournalError(f"{text}: {error.strerror}") from error
+        raise JournalError(
+            f"{text}: {error.strerror}", hint="on its host: safeclaw audit witness show"
+        ) from error
     except UnicodeDecodeError as error:
         raise JournalError(f"{text}: not a witness's key") from error
     found = [WitnessKey.parse(line) for line in lines if line.strip()]
