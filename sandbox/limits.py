@@ -84,7 +84,7 @@ def plan(spec: LaunchSpec, *, group: bool, root: bool) -> Plan:
         said.append(f"open_files: {wanted.open_files} in each process, RLIMIT_NOFILE")
     if wanted.wall_time is not None:
         said.append(f"wall_time: {wanted.wall_time} s, by the supervisor")
-    return Plan(tuple(rlimits), values, group, tuple(said))
+    return Plan(tuple(rlimits), values, needs_group(spec, root=root), tuple(said))
 
 
 def needs_group(spec: LaunchSpec, *, root: bool) -> bool:

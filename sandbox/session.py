@@ -188,7 +188,7 @@ def _launch(
     os.write(go_write, b"g")
     # While the walls are put up, what mediates is imported; nothing of it can be read later,
     # where a capability was needed for it.
-    from safeclaw.sandbox import files, identity, interrupt, outside, programs
+    from safeclaw.sandbox import files, identity, interrupt, looks, outside, programs
     from safeclaw.sandbox.mediator import Mediator
     from safeclaw.sandbox.messages import Messages
     from safeclaw.sandbox.network import Network
@@ -222,7 +222,7 @@ def _launch(
         _confine(mediator, spec, own, bound, init, ended)
     messages = Messages(network)
     for table in (
-        *(files.handlers(), programs.handlers(), identity.handlers()),
+        *(files.handlers(), looks.handlers(), programs.handlers(), identity.handlers()),
         *(network.handlers(), messages.handlers()),
     ):
         mediator.register(table)
@@ -295,6 +295,8 @@ def describe(
     """Return what was put up, for a person and for the session's first record."""
     found: dict[str, object] = {"isolation": spec.isolation.value}
     missing = [f"landlock: {name}" for name in landlock.lacking(abi)]
+    if held.wants_group and not spec.cgroup:
+        missing.append("cgroup: limits hold each process, and not the session as a whole")
     if spec.isolation is Isolation.LANDLOCK:
         missing += MISSING
     else:

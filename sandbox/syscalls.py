@@ -30,9 +30,14 @@ FILE_CALLS = _names(
 )
 PROGRAM_CALLS = ("execve", "execveat")
 NETWORK_CALLS = ("connect", "bind", "listen", "sendmsg", "sendmmsg")
+#: Answered by the supervisor as reads: they tell of a file what stat(2) does not.
+LOOK_CALLS = _names("inotify_add_watch getxattr lgetxattr listxattr llistxattr")
 #: Answered by the supervisor, because an ordinary user's namespace would answer otherwise.
 IDENTITY_CALLS = _names("setuid setgid setreuid setregid setresuid setresgid")
-NOTIFIED = (*FILE_CALLS, *PROGRAM_CALLS, *NETWORK_CALLS, *IDENTITY_CALLS, "sendto")
+NOTIFIED = (
+    *(*FILE_CALLS, *LOOK_CALLS, *PROGRAM_CALLS, *NETWORK_CALLS, *IDENTITY_CALLS),
+    "sendto",
+)
 
 #: The calls whose flags are an argument, and which one.
 _OPENS = {"open": 1, "openat": 2}
@@ -41,15 +46,15 @@ _OPENS = {"open": 1, "openat": 2}
 ALLOWED = _names(
     # descriptors that are already open
     "read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 lseek close "
-    "close_range dup dup2 dup3 fcntl ioctl fsync fdatasync ftruncate fallocate flock fadvise64 "
+    "close_range dup dup2 dup3 fcntl fsync fdatasync ftruncate fallocate flock fadvise64 "
     "readahead sync_file_range sync syncfs copy_file_range sendfile splice tee vmsplice getdents "
     "getdents64 pipe pipe2 poll ppoll select pselect6 epoll_create epoll_create1 epoll_ctl "
     "epoll_wait epoll_pwait epoll_pwait2 epoll_ctl_old eventfd eventfd2 signalfd signalfd4 "
-    "timerfd_create timerfd_settime timerfd_gettime inotify_init inotify_init1 inotify_add_watch "
+    "timerfd_create timerfd_settime timerfd_gettime inotify_init inotify_init1 "
     "inotify_rm_watch memfd_create fgetxattr flistxattr cachestat "
     # names in the view may be looked at, not opened
     "stat lstat fstat newfstatat statx access faccessat faccessat2 readlink readlinkat getcwd "
-    "chdir fchdir statfs fstatfs getxattr lgetxattr listxattr llistxattr umask "
+    "chdir fchdir statfs fstatfs umask "
     # memory
     "mmap munmap mremap mprotect pkey_alloc pkey_free pkey_mprotect msync mincore madvise brk "
     "mlock mlock2 munlock mlockall munlockall mbind get_mempolicy set_mempolicy membarrier rseq "
@@ -95,7 +100,9 @@ AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
 _AF_HIGHEST = 64
 _LOW32 = 0xFFFFFFFF
 TIOCSTI, TIOCLINUX, TIOCSETD = 0x5412, 0x541C, 0x5423
-FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR = 0x40086602, 0x401C5820
+#: What changes a file through a descriptor that may only read it (linux/fs.h, ext4, fscrypt.h):
+#: SETFLAGS, FSSETXATTR, SETVERSION by two names, ENABLE_VERITY, SET_ENCRYPTION_POLICY.
+FILE_IOCTLS = (0x40086602, 0x401C5820, 0x40087602, 0x40086604, 0x40806685, 0x800C6613)
 F_SETLEASE = 1024
 PR_SET_MM, PR_SET_PTRACER = 35, 0x59616D61
 IPPROTO_MPTCP = 262
@@ -113,6 +120,17 @@ _ROUTES = ((0, (4,)), (41, (5, 6, 55, 57)), (1, (25, 62)))
 #: IP_ADD_SOURCE_MEMBERSHIP, MCAST_JOIN_GROUP, MCAST_JOIN_SOURCE_GROUP, MCAST_MSFILTER,
 #: IP_MSFILTER, and IPv6's ADD_MEMBERSHIP and JOIN_ANYCAST.
 _GROUPS = ((0, (35, 39, 41, 42, 46, 48)), (41, (20, 27, 42, 46, 48)))
+
+
+#: Requests of ioctl(2) by type: terminals and what asks about any descriptor (T), sockets.
+_IOCTL_TYPES = (0x54, 0x89)
+#: And by number: FIBMAP, FIGETBSZ, RNDGETENTCNT; FICLONE, FICLONERANGE, FIDEDUPERANGE, which want
+#: a descriptor for writing or change nothing; FIEMAP, and what asks for a file's flags, version,
+#: project, verity, file system's name and UUID.
+_IOCTLS = (
+    *(0x1, 0x2, 0x80045200, 0x40049409, 0x4020940D, 0xC0189436, 0xC020660B),
+    *(0x80086601, 0x80087601, 0x80086603, 0x801C581F, 0xC0046686, 0x81009431, 0x80111500),
+)
 
 
 def _export(program: seccomp.SyscallFilter) -> bytes:
@@ -174,7 +192,7 @@ def refusals(*, network: bool = False, arch: int = seccomp.Arch.NATIVE) -> bytes
         linux.CLONE_NEWNET,
     ):
         refuse("clone", 0, flag, mask=flag)
-    for request in (TIOCSTI, TIOCLINUX, TIOCSETD, FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR):
+    for request in (TIOCSTI, TIOCLINUX, TIOCSETD, *FILE_IOCTLS):
         refuse("ioctl", 1, request)
     # a lease would hold up whoever opens the file next: the supervisor, or a program of the host
     refuse("fcntl", 1, F_SETLEASE, seccomp.ERRNO(errno.EINVAL))
@@ -266,6 +284,14 @@ def allow_list(*, confined: bool = False, arch: int = seccomp.Arch.NATIVE) -> by
             other = seccomp.Arg(index, seccomp.MASKED_EQ, linux.O_PATH, 0)
             program.add_rule(seccomp.ALLOW, number, look)
             program.add_rule(seccomp.NOTIFY, number, other)
+    # SAFETY: a file system may have requests that change a file, or make one, through a descriptor
+    # that may only read: whatever is not known to do no such thing is refused.
+    for kind in _IOCTL_TYPES:
+        program.add_rule(
+            seccomp.ALLOW, "ioctl", seccomp.Arg(1, seccomp.MASKED_EQ, 0xFF00, kind << 8)
+        )
+    for request in _IOCTLS:
+        program.add_rule(seccomp.ALLOW, "ioctl", seccomp.Arg(1, seccomp.MASKED_EQ, _LOW32, request))
     # sendto with no address is send(2) on a socket whose peer was judged at connect
     program.add_rule(seccomp.ALLOW, "sendto", seccomp.Arg(4, seccomp.EQ, 0))
     program.add_rule(seccomp.NOTIFY, "sendto", seccomp.Arg(4, seccomp.NE, 0))
