@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
-import hashlib
 import os
 import pty
 import pwd
@@ -17,6 +16,7 @@ import re
 import secrets
 import shutil
 import socket
+import stat
 import struct
 import subprocess
 import sys
@@ -27,6 +27,7 @@ from pathlib import Path
 import pytest
 
 from tests.escape.corpus import ATTACKS, COUNTS, POLICY, Attack
+from tests.escape.stages import STAGES, Look
 from tests.system.conftest import ordinary_user, shared_tree
 
 __all__ = ["ordinary_user", "shared_tree"]
@@ -95,6 +96,7 @@ class Prison:
         self.isolation = isolation
         self._programs = programs
         self._python = sys.executable
+        self._looks: dict[str, Look] = {}
         self._environment = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "LANG": "C.UTF-8"}
         if tree is not None and name != "root":
             self._python = "/usr/bin/python3"
@@ -181,6 +183,8 @@ class Prison:
                 for name in before[one.name].keys() | after.keys()
                 if before[one.name].get(name) != after.get(name)
             )
+            if one.source in STAGES:
+                changed += self._looks[one.name]()
             found[one.name] = _outcome(one, workspace, tokens[one.name], changed, status)
         return found
 
@@ -207,31 +211,18 @@ class Prison:
         sockets.append((outside / attack.name / "broker.sock", socket.SOCK_SEQPACKET))
         for path, kind in sockets:
             _listen(stack, path, kind)
-        if attack.name == "abstract_socket":
-            name = "\0safeclaw-" + hashlib.sha256(str(area).encode()).hexdigest()[:16]
-            stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)).bind(name)
-        if attack.name == "other_terminal":
-            self._other_terminal(area, token, stack)
-        if attack.name == "host_loopback":
-            server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-            (area / "port").write_text(str(server.getsockname()[1]))
+        stage = STAGES.get(attack.source)
+        if stage is not None:
+            uid = pwd.getpwnam(self.name).pw_uid
+            self._looks[attack.name] = stage(area, token, uid, stack)
         return token
-
-    def _other_terminal(self, area: Path, token: str, stack: contextlib.ExitStack) -> None:
-        """Open a terminal of this person's, in which the words are being typed."""
-        master, slave = pty.openpty()
-        for fd in (master, slave):
-            stack.callback(os.close, fd)
-        os.fchown(slave, pwd.getpwnam(self.name).pw_uid, -1)
-        os.write(master, f"{token}\n".encode())
-        number = os.fstat(slave).st_rdev
-        (area / "terminal").write_text(os.ttyname(slave))
-        (area / "number").write_text(f"{os.major(number)}:{os.minor(number)}")
 
     def _own(self, base: Path) -> None:
         if os.geteuid() == 0:
             entry = pwd.getpwnam(self.name)
             for path in (base, *base.rglob("*")):
+                if path.lstat().st_mode & stat.S_ISUID:
+                    continue
                 os.chown(path, entry.pw_uid, entry.pw_gid, follow_symlinks=False)
         (base / "state").chmod(0o700)
 

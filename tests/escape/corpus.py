@@ -32,10 +32,17 @@ def _files() -> list[Attack]:
         *("symlink", "dotdot", "hard_link", "link_descriptor", "rename_out", "rename_parent"),
         *("opath_reopen", "opath_write", "truncate", "metadata", "tmpfile_link", "dangling_link"),
         *("delete", "policy_file", "parent_environment", "unix_door"),
-        *("wrappers", "shebang", "descriptor_exec"),
+        *("wrappers", "shebang", "descriptor_exec", "short_way"),
+        *("xattr_value", "xattr_names", "inotify_names"),
     )
+    others = ("victim_memory", "tmp_names", "shm_names", "system_v", "message_queue", "core_limit")
     return [
         *(Attack(name, f"{name}.py", "verdict") for name in by_verdict),
+        *(Attack(name, f"{name}.py", "outside") for name in others),
+        Attack("new_calls", "new_calls.c", "outside"),
+        Attack("set_user_id", "set_user_id.c", "outside"),
+        Attack("inode_version", "inode_version.py", "refusals"),
+        Attack("address_change", "address_change.py", "outside", root_only=True),
         Attack("magic_root", "magic_root.py", "outside"),
         # map_files wants a capability, so only root's control can work
         Attack("map_files", "map_files.py", "outside", root_only=True),
@@ -68,6 +75,7 @@ def _races() -> list[Attack]:
         Attack("race_connect", "race_connect.c", "pinned", goal=500),
         Attack("race_exec_path", "race_exec_path.c", "exec-stop", goal=100),
         Attack("race_exec_argv", "race_exec_argv.c", "exec-stop", goal=50),
+        Attack("race_exec_vfork", "race_exec_vfork.c", "exec-stop", goal=50),
     ]
 
 
@@ -90,7 +98,15 @@ def _calls() -> list[Attack]:
     return [*found, Attack("call_ioctl", "refused_call.c", "refusals", word="high-bits-ioctl")]
 
 
-ATTACKS = (*_files(), *_races(), *_calls())
+def _victims() -> list[Attack]:
+    ways = (
+        *("kill", "kill-group", "tkill", "tgkill", "sigqueue", "pidfd", "sigio", "prlimit"),
+        *("priority", "io-priority", "scheduler", "affinity", "robust-list", "move-pages"),
+    )
+    return [Attack(f"victim_{way}", "victim.c", "outside", word=way) for way in ways]
+
+
+ATTACKS = (*_files(), *_races(), *_calls(), *_victims())
 
 POLICY = """\
 version: "1.0"

@@ -1,0 +1,18 @@
+"""Give the host's loopback another address (rtnetlink(7)); taken back again at once."""
+
+import socket
+import struct
+
+
+def ask(kind: int, flags: int) -> int:
+    body = struct.pack("=BBBBI", socket.AF_INET, 32, 0, 0, 1)
+    for name in (2, 1):  # IFA_LOCAL, IFA_ADDRESS
+        body += struct.pack("=HH4s", 8, name, socket.inet_aton("127.77.66.55"))
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as sock:
+        sock.send(struct.pack("=IHHII", 16 + len(body), kind, 5 | flags, 1, 0) + body)
+        return int(struct.unpack_from("=i", sock.recv(4096), 16)[0])
+
+
+if ask(20, 0x400) == 0:  # RTM_NEWADDR, NLM_F_CREATE
+    print("WON")
+    ask(21, 0)

@@ -1,0 +1,31 @@
+/* A vfork child, whose memory is its parent's, runs a program while a thread rewrites an argument. */
+#include "attack.h"
+static volatile char word[] = "a";
+static int out[2];
+static void *flip(void *unused) {
+    for (;;) word[0] ^= 'a' ^ 'd';
+    return unused;
+}
+static int try_once(void) {
+    char data[64] = "";
+    pid_t child = fork();
+    if (!child) {
+        pthread_t thread;
+        char *words[] = {"x", (char *)word, 0}, *none[] = {0};
+        dup2(out[1], 1);
+        pthread_create(&thread, 0, flip, 0);
+        if (!vfork()) {
+            execve("bin/xa", words, none);
+            _exit(0);
+        }
+        wait(0);
+        _exit(0);
+    }
+    waitpid(child, 0, 0);
+    return read(out[0], data, sizeof data) > 0 && strstr(data, "denied argument");
+}
+int main(int argc, char **argv) {
+    (void)argc;
+    if (pipe2(out, O_NONBLOCK | O_CLOEXEC)) return 1;
+    return race(argv, try_once);
+}

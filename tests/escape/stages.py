@@ -1,0 +1,173 @@
+"""What some attacks need to find outside: a victim, a door, somebody else's words.
+
+Each function is called with the attack's directory, the words to be stolen and whose
+they are; what it makes lives until the stack is closed.  It returns how to see
+afterwards whether the attack has changed anything that the files do not show.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import pty
+import pwd
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+Look = Callable[[], list[str]]
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _nothing() -> list[str]:
+    return []
+
+
+def _abstract_socket(area: Path, _token: str, _uid: int, stack: contextlib.ExitStack) -> Look:
+    name = "\0safeclaw-" + hashlib.sha256(str(area).encode()).hexdigest()[:16]
+    stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)).bind(name)
+    return _nothing
+
+
+def _host_loopback(area: Path, _token: str, _uid: int, stack: contextlib.ExitStack) -> Look:
+    server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+    (area / "port").write_text(str(server.getsockname()[1]))
+    return _nothing
+
+
+def _other_terminal(area: Path, token: str, uid: int, stack: contextlib.ExitStack) -> Look:
+    """Open a terminal of this person's, in which the words are being typed."""
+    master, slave = pty.openpty()
+    for fd in (master, slave):
+        stack.callback(os.close, fd)
+    os.fchown(slave, uid, -1)
+    os.write(master, f"{token}\n".encode())
+    number = os.fstat(slave).st_rdev
+    (area / "terminal").write_text(os.ttyname(slave))
+    (area / "number").write_text(f"{os.major(number)}:{os.minor(number)}")
+    return _nothing
+
+
+def _victim(area: Path, token: str, uid: int, stack: contextlib.ExitStack) -> Look:
+    """Start a process of this person's that has nothing to do with the session."""
+    own = uid == os.geteuid()
+    process = subprocess.Popen(
+        ["cat"],
+        stdin=subprocess.PIPE,
+        env={"KEY": token, "PATH": "/usr/bin:/bin"},
+        user=None if own else uid,
+        group=None if own else pwd.getpwuid(uid).pw_gid,
+        extra_groups=None if own else [],
+        start_new_session=True,
+    )
+
+    def end() -> None:
+        process.kill()
+        process.communicate()
+
+    stack.callback(end)
+    (area / "pid").write_text(str(process.pid))
+
+    def state() -> tuple[object, ...]:
+        if process.poll() is not None:
+            return ("gone",)
+        return (
+            Path(f"/proc/{process.pid}/limits").read_text(),
+            os.getpriority(os.PRIO_PROCESS, process.pid),
+            os.sched_getaffinity(process.pid),
+            os.sched_getscheduler(process.pid),
+            _libc.syscall(252, 1, process.pid),  # ioprio_get(2), x86_64
+        )
+
+    before = state()
+
+    def look() -> list[str]:
+        after = state()
+        return [] if after == before else [f"the victim: {before} -> {after}"]
+
+    return look
+
+
+def _words_in(place: str) -> Callable[[Path, str, int, contextlib.ExitStack], Look]:
+    def stage(area: Path, token: str, uid: int, stack: contextlib.ExitStack) -> Look:
+        path = Path(place) / f"theirs-{hashlib.sha256(str(area).encode()).hexdigest()[:16]}"
+        path.write_text(token)
+        os.chown(path, uid, -1)
+        stack.callback(path.unlink, missing_ok=True)
+        (area / "name").write_text(path.name)
+
+        def look() -> list[str]:
+            kept = path.exists() and path.read_text() == token and path.stat().st_nlink == 1
+            return [] if kept else [f"{place}: the file is not what it was"]
+
+        return look
+
+    return stage
+
+
+def _system_v(area: Path, token: str, uid: int, stack: contextlib.ExitStack) -> Look:
+    """Make shared memory and a message queue (shmget(2), msgget(2)) with the words in them."""
+    data = token.encode().ljust(64, b"\0")
+    _libc.shmat.restype = ctypes.c_void_p
+    memory = _libc.shmget(0, 64, 0o1666)
+    queue = _libc.msgget(0, 0o1666)
+    assert memory >= 0
+    assert queue >= 0
+    stack.callback(_libc.shmctl, memory, 0, None)
+    stack.callback(_libc.msgctl, queue, 0, None)
+    at = ctypes.c_void_p(_libc.shmat(memory, None, 0))
+    ctypes.memmove(at, data, 64)
+    _libc.shmdt(at)
+    _libc.msgsnd(queue, ctypes.create_string_buffer(bytes([1, *[0] * 7]) + data), 64, 0)
+    del uid
+    (area / "ids").write_text(f"{memory} {queue}")
+    return _nothing
+
+
+def _message_queue(area: Path, token: str, uid: int, stack: contextlib.ExitStack) -> Look:
+    """Make a POSIX message queue with the words in it (mq_overview(7))."""
+    name = f"/theirs-{hashlib.sha256(str(area).encode()).hexdigest()[:16]}".encode()
+    queue = _libc.mq_open(name, os.O_RDWR | os.O_CREAT, 0o666, None)
+    assert queue >= 0, os.strerror(ctypes.get_errno())
+    stack.callback(_libc.mq_unlink, name)
+    stack.callback(os.close, queue)
+    os.fchmod(queue, 0o666)
+    os.fchown(queue, uid, -1)
+    _libc.mq_send(queue, token.encode(), len(token), 0)
+    (area / "name").write_bytes(name)
+    return _nothing
+
+
+def _attributes(area: Path, token: str, _uid: int, _stack: contextlib.ExitStack) -> Look:
+    os.setxattr(area / "secrets/key", "user.safeclaw", token.encode())
+    os.setxattr(area / "secrets/key", f"user.{token}", b"")
+    return _nothing
+
+
+def _set_user_id(area: Path, _token: str, uid: int, _stack: contextlib.ExitStack) -> Look:
+    path = area / "bin/other"
+    path.write_bytes((area / "attack").read_bytes())
+    os.chown(path, 0 if uid else 65534, -1)
+    path.chmod(0o4755)
+    return _nothing
+
+
+#: Each by the source of the attacks that need it.
+STAGES: dict[str, Callable[[Path, str, int, contextlib.ExitStack], Look]] = {
+    "abstract_socket.py": _abstract_socket,
+    "host_loopback.py": _host_loopback,
+    "other_terminal.py": _other_terminal,
+    "victim.c": _victim,
+    "victim_memory.py": _victim,
+    "tmp_names.py": _words_in("/tmp"),
+    "shm_names.py": _words_in("/dev/shm"),
+    "system_v.py": _system_v,
+    "message_queue.py": _message_queue,
+    "set_user_id.c": _set_user_id,
+    "xattr_value.py": _attributes,
+    "xattr_names.py": _attributes,
+    "new_calls.c": _attributes,
+}
