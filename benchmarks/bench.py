@@ -47,6 +47,14 @@ assurance: strict
 rules:
   - {action: file.read, path: "**", effect: allow}
 """
+CROWD_POLICY = """\
+version: "1.0"
+rules:
+  - {action: file.read, path: "asked", effect: ask}
+  - {action: [file.read, shell.execute], effect: allow}
+"""
+#: Who open files beside the two that wait, and how often each does.
+OTHERS, OPENS = 198, 100
 PADDING = '  - {{action: file.read, path: "never/{number}/*", effect: deny}}\n'
 # As many as a policy of 256 KiB, the most that is read, has room for.
 MANY = 4_000
@@ -179,6 +187,54 @@ def compare_opens(
             for loop in loops:
                 loop.rounds.append(loop.round())
     return {loop.name: statistics.median(loop.rounds) for loop in loops}
+
+
+def compare_crowds(scratch: Path, rounds: int) -> dict[str, float]:
+    """Return the median microseconds of an open by one of many, alone and beside who waits."""
+    workspace = scratch / "crowd"
+    workspace.mkdir()
+    program = workspace / "crowd"
+    source = HERE.parent / "tests" / "system" / "crowd.c"
+    subprocess.run(["gcc", "-O2", "-o", str(program), str(source)], check=True)
+    policy = scratch / "crowd.yaml"
+    policy.write_text(CROWD_POLICY)
+    for name in ("fifo", "go"):
+        os.mkfifo(workspace / name)
+    for name in ("data", "asked"):
+        (workspace / name).write_text("something\n")
+    run = [str(SAFECLAW), "run", "--policy", str(policy), "--"]
+    run += ["./crowd", str(OTHERS), str(OPENS)]
+    sides: dict[str, list[str]] = {
+        "198 processes": [],
+        "beside a FIFO and an approval": ["open", "fifo", "open", "asked"],
+    }
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    with progress_bar() as progress:
+        for _ in progress.track(range(rounds), description="crowds"):
+            for name, waiting in sides.items():
+                with subprocess.Popen(
+                    [*run, *waiting],
+                    cwd=workspace,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    start_new_session=True,  # no terminal to ask on
+                ) as running:
+                    if running.stdout is None or running.stderr is None:
+                        raise BenchError(f"{name}: no pipes")
+                    if waiting:
+                        running.stderr.readline()  # the question is there
+                    with (workspace / "go").open("w") as go:
+                        go.write("x")
+                    start = time.perf_counter()
+                    said = running.stdout.readline()
+                    took = time.perf_counter() - start
+                    running.terminate()
+                if said != f"others: {OTHERS * OPENS} opened, 0 failed\n":
+                    raise BenchError(f"{name}: {said}")
+                times[name].append(took * 1e6 / (OTHERS * OPENS))
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def compare_starts(scratch: Path, policy: Path, rounds: int) -> dict[str, float]:
@@ -379,6 +435,9 @@ def main() -> int:
                 show(f"open + close, {title} (median)", opens, "us", against="floor (C)")
                 ratio = opens[f"safeclaw, {MANY:,} rules"] / opens["safeclaw, 1 rule"]
                 print(f"  {MANY:,} rules against 1: {ratio:.2f} x")
+            crowds = compare_crowds(scratch, arguments.rounds)
+            alone = next(iter(crowds))
+            show("open + read + close in a crowd (median)", crowds, "us", against=alone)
             rate, median, slowest, spent = throughput(scratch / "producers", arguments.seconds)
             print(f"journal, acknowledged on disk, {PRODUCERS} sessions with one broker")
             print(f"  {rate:,.0f} records/s, median {median:.2f} ms, p99 {slowest:.2f} ms")
