@@ -417,6 +417,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=2000, help="opens in a round")
     parser.add_argument("--seconds", type=float, default=3.0, help="of journal producers")
     parser.add_argument("--records", type=int, default=1_000_000, help="that are verified")
+    parser.add_argument("--sessions", type=int, default=50, help="that are killed at once")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="safeclaw-bench.") as directory:
         scratch = Path(directory)
@@ -452,6 +453,8 @@ def main() -> int:
                     f"  written {written:,.0f} records/s, "
                     f"verified {verified:,.0f} records/s in {peak:.0f} MiB"
                 )
+            sessions = ("--sessions", str(arguments.sessions))
+            subprocess.run([sys.executable, str(HERE / "killing.py"), *sessions], check=True)
             starts = compare_starts(scratch, few, arguments.rounds)
             show("start to end of `true` (median)", starts, "ms", against="bubblewrap")
         except (BenchError, subprocess.CalledProcessError) as error:
