@@ -15,7 +15,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -227,18 +227,35 @@ class Booted:
         said = self.run("journalctl", "--output=json", "--no-pager", *matches, check=False).stdout
         return [cast("dict[str, Any]", json.loads(line)) for line in said.splitlines()]
 
-    def follow(self, *matches: str) -> dict[str, Any]:
-        """Return the first entry that matches, as soon as there is one."""
-        command = ["journalctl", "--output=json", "--no-tail", "--follow", *matches]
-        process = self.popen(*command)
+    def next(self, *matches: str, count: int = 1) -> None:
+        """Wait until ``count`` entries that match have come from now on."""
+        with self.watch(*matches) as seen:
+            for _ in range(count):
+                seen()
+
+    @contextlib.contextmanager
+    def watch(self, *matches: str) -> Generator[Callable[[], dict[str, Any]]]:
+        """Yield a function that waits for the next entry that matches, from now on."""
+        cursor = self.run("journalctl", "--show-cursor", "--lines=0").stdout.split("cursor: ")[-1]
+        after = [f"--after-cursor={cursor.strip()}"] if cursor.strip() else []
+        command = ["journalctl", "--output=json", "--all", "--no-tail", "--follow", *after]
+        # --no-fork: what is killed at the end is journalctl itself, and not who waits for it.
+        enter = self.command([*command, *matches])
+        enter.insert(1, "--no-fork")
+        process = subprocess.Popen(enter, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
+        out = process.stdout
+
+        def seen() -> dict[str, Any]:
+            line = out.readline()
+            assert line, f"journalctl ended: {matches}"
+            return cast("dict[str, Any]", json.loads(line))
+
         try:
-            line = process.stdout.readline()
+            yield seen
         finally:
             process.kill()
             process.communicate()
-        assert line, f"journalctl ended: {matches}"
-        return cast("dict[str, Any]", json.loads(line))
 
     def user(self, name: str, *groups: str) -> str:
         """Make an ordinary user, with a home; return the name."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.booted import Booted, base_tree, cache, overlay
+from tests.deploy.deployed import DEMO, Deployed
 
 ROOT = Path(__file__).resolve().parents[2]
 _TOOLS = ("systemd-nspawn", "debootstrap", "dpkg-buildpackage", "dh", "scdoc", "lintian")
@@ -114,6 +115,14 @@ def machine(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Genera
     """A booted Debian with the package installed, for the tests of one module."""
     with Boot(tmp_path_factory.mktemp("machine")) as boot:
         yield boot(installed)
+
+
+@pytest.fixture(scope="module")
+def deployed(machine: Booted) -> Deployed:
+    """The same, with the policy ``demo`` in its place."""
+    found = Deployed(machine)
+    found.policy("demo", DEMO)
+    return found
 
 
 class Boot:
