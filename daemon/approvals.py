@@ -35,6 +35,7 @@ class Asker(msgspec.Struct, frozen=True):
     uid: int
     agent: str
     policy: str
+    registered: bool = False
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,7 +73,13 @@ class Grant(msgspec.Struct, frozen=True):
             return False
         if self.scope is Scope.SESSION:
             return asker.session == self.asker.session
-        return (asker.uid, asker.agent) == (self.asker.uid, self.asker.agent)
+        # SAFETY: what a user has granted to an agent of that name before it was registered is
+        # not the administrator's word.
+        return (asker.uid, asker.agent, asker.registered) == (
+            self.asker.uid,
+            self.asker.agent,
+            self.asker.registered,
+        )
 
 
 class Approvals:

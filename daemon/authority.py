@@ -20,7 +20,7 @@ from safeclaw.daemon.killswitch import KillSwitch, Switch
 from safeclaw.daemon.opening import Opening
 from safeclaw.daemon.peer import Access, Peer, Role, user_name
 from safeclaw.daemon.registry import Registry
-from safeclaw.daemon.sessions import Session
+from safeclaw.daemon.sessions import Session, check_fingerprint
 from safeclaw.daemon.settings import Settings
 from safeclaw.errors import BrokerError
 from safeclaw.policies.document import Policy
@@ -28,6 +28,8 @@ from safeclaw.policies.model import Decision, printable
 
 #: How many refusals of one user are recorded in a minute; then only their number.
 _REFUSALS_A_MINUTE = 60
+#: How much of what somebody said who is refused is recorded, in characters.
+_REFUSED_TEXT_MAX = 1024
 
 
 class Services(Protocol):
@@ -137,7 +139,11 @@ class Authority:
         now = time.time()
         assert session.id is not None
         assert session.agent is not None
-        asker = Asker(session.id, session.uid, session.agent, session.policy_sha256)
+        # SAFETY: a person answers to what is shown; the grant holds for the fingerprint.
+        check_fingerprint(message.action, message.target, message.fingerprint)
+        asker = Asker(
+            session.id, session.uid, session.agent, session.policy_sha256, session.registered
+        )
         grant = self.approvals.granted(asker, message.fingerprint, now)
         question = self.approvals.same(asker, message.fingerprint)
         if grant is None and question is not None:
@@ -167,8 +173,9 @@ class Authority:
             self._record(question, "refused", reason="too many questions wait already")
             self._answer(session, question, [message.ticket], None, "too many questions wait")
             return
-        self.approvals.ask(question, message.ticket)
+        # In this order: what cannot be recorded is not asked.
         self._record(question, "asked", detail={"seconds": int(self.settings.approval_timeout)})
+        self.approvals.ask(question, message.ticket)
         asked = protocol.Asked(message.ticket, question.id, self.settings.approval_timeout)
         self._services.post(session, asked)
         problem = hooks.spawn(self.settings.approval_hook, shown(question, now))
@@ -325,14 +332,14 @@ class Authority:
         self._services.append(
             Entry(
                 type=RecordType.DECISION,
-                agent=agent,
+                agent=None if agent is None else str(_text(agent)),
                 uid=peer.uid,
                 pid=peer.pid,
                 action=action,
                 target={name: _text(value) for name, value in target.items()},
                 decision=Decision.DENY.value,
                 rule="access-control",
-                reason=printable(reason),
+                reason=str(_text(reason)),
                 enforced_by="broker",
             )
         )
@@ -365,6 +372,7 @@ class Authority:
     def stop(self, session: Session, reason: str) -> None:
         """Have a session's agent killed, whoever must be killed for it."""
         session.killed = time.monotonic()
+        session.stopping = True
         self._services.post(session, protocol.Kill(reason))
 
     def resume(self, peer: Peer, request: control.Resume) -> int:
@@ -452,7 +460,8 @@ def shown(question: Question, now: float, waiting: int = 1) -> dict[str, object]
 
 
 def _text(value: object) -> object:
-    return printable(value) if isinstance(value, str) else value
+    # SAFETY: anybody can be refused: what they say must not fill the journal.
+    return printable(value[:_REFUSED_TEXT_MAX]) if isinstance(value, str) else value
 
 
 def _now() -> str:

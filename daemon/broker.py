@@ -28,12 +28,12 @@ from safeclaw.daemon.desk import Desk, Position
 from safeclaw.daemon.forwarding import Forwarding
 from safeclaw.daemon.health import Standing, standing
 from safeclaw.daemon.journal.journal import Journal
-from safeclaw.daemon.journal.record import Entry, Template
+from safeclaw.daemon.journal.record import Entry, RecordError, Template
 from safeclaw.daemon.journal.recovery import Unfinished
-from safeclaw.daemon.peer import peer_of
+from safeclaw.daemon.peer import Role, peer_of
 from safeclaw.daemon.pseudonyms import Veils
 from safeclaw.daemon.service import Service
-from safeclaw.daemon.sessions import Session
+from safeclaw.daemon.sessions import Past, Session, read_past
 from safeclaw.daemon.unfinished import closing
 from safeclaw.errors import BrokerError, JournalError, JournalFaultError, SafeclawError
 
@@ -50,6 +50,12 @@ _REST = 0.001
 _SWITCH = 0.0002
 #: How many connections one user may have at once.
 _CONNECTIONS_MAX = 512
+#: How many connections those may have, all together, who have no role at all.
+_STRANGERS_MAX = 64
+#: A peer that does not read what it is told is not listened to beyond so many packets.
+_UNREAD_MAX = 256
+#: How many sessions that ended lately may still bring records that were on their way.
+_LATELY_MAX = 256
 
 
 class Broker:
@@ -90,6 +96,7 @@ class Broker:
         self._service = service or Service(configuration=state)
         self._desk = Desk(state, self._service, self)
         self._orphans: dict[str, Unfinished] = {}
+        self._lately: dict[str, None] = {}
         self._orphans_until = 0.0
 
     # ---- the loop
@@ -192,13 +199,22 @@ class Broker:
             peer = peer_of(sock)
             access = self._desk.authority.access
             crowd = sum(one.uid == peer.uid for one in self._sessions.values())
-            if crowd >= _CONNECTIONS_MAX or not (access.system or access.roles(peer)):
+            full = crowd >= _CONNECTIONS_MAX
+            if not access.roles(peer):
+                # SAFETY: one person may have many uids (subuid(5)); together they get a few.
+                strangers = sum(
+                    not access.roles(one.peer) for one in self._sessions.values() if one.id is None
+                )
+                full = full or not access.system or strangers >= _STRANGERS_MAX
+            if full:
                 sock.close()
                 continue
             self._served = True
             sock.setblocking(True)
-            channel = Channel(sock, message_max=protocol.MESSAGE_MAX)
-            session = Session(channel, peer)
+            opens = Role.RUN in access.roles(peer)
+            # Who can open no session has nothing long to say.
+            longest = protocol.MESSAGE_MAX if opens else control.MESSAGE_MAX
+            session = Session(Channel(sock, message_max=longest), peer)
             self._sessions[sock.fileno()] = session
             self._selector.register(sock, selectors.EVENT_READ, session)
 
@@ -206,11 +222,15 @@ class Broker:
         channel = session.channel
         before = session.number
         try:
-            if events & selectors.EVENT_WRITE and channel.push():
+            if events & selectors.EVENT_WRITE:
+                channel.push()
                 self._listen_for(session)
             if not events & selectors.EVENT_READ:
                 return
             for _ in range(_TURN):
+                if channel.posted > _UNREAD_MAX:
+                    self._listen_for(session)
+                    break
                 data = channel.take()
                 if data is None:
                     break
@@ -230,6 +250,10 @@ class Broker:
             return
         except OSError:
             self._gone(session)
+        except Exception as problem:
+            # SAFETY: what one peer says must not take the others' broker along.
+            self._refuse(session, f"a message that makes no sense ({type(problem).__name__})")
+            return
         self._note_appended(session)
         if not self._rest and session.number > before and not session.waits:
             self._rest = not any(each.waits for each in self._sessions.values())
@@ -263,7 +287,8 @@ class Broker:
             raise BrokerError("a session begins with hello")
         match message:
             case protocol.Renew(at):
-                if self._fault is None:
+                # SAFETY: who was told to stop, or has ended, gets no more time.
+                if self._fault is None and not session.ended and not session.stopping:
                     self._post(session, protocol.Granted(at))
             case protocol.Flush():
                 session.flush = True
@@ -283,7 +308,7 @@ class Broker:
                     self._append_taken()
                     self._append(session.adopt(message))
             case protocol.Ask():
-                if self._fault is None:
+                if self._fault is None and not session.ended:
                     self._desk.authority.ask(session, message)
             case protocol.Withdraw(ticket):
                 self._desk.authority.withdraw(session, ticket)
@@ -304,21 +329,21 @@ class Broker:
         except SafeclawError as problem:
             self._deny(session, problem)
             return
-        session.open(hello, opening)
+        past = None
         if hello.resume is not None:
-            session.id = hello.resume
+            # SAFETY: before the session has that name: else its refusal would end another's.
+            past = self._past(session, opening.agent, hello.resume)
+        session.open(hello, opening)
+        if past is not None:
+            session.resume(past)
         assert session.id is not None
         try:
             self._veils.cover(session.id, opening.policy, hello.workspace, hello.home)
         except JournalError as problem:
+            session.id = None
             self._deny(session, problem)
             return
-        if hello.resume is not None:
-            if any(one.id == hello.resume and one is not session for one in self.sessions()):
-                raise BrokerError("the session is open already")
-            session.resume(hello.resume, self._state / "journal")
-            self._orphans.pop(hello.resume, None)
-        else:
+        if past is None:
             self._append(session.policy_load(len(opening.policy.rules)))
         lease = protocol.Lease(
             session.id,
@@ -332,6 +357,18 @@ class Broker:
         self._post(session, lease)
         # While the supervisor puts up the walls: what the first checkpoint is signed with.
         from cryptography.hazmat.primitives.asymmetric import ed25519  # noqa: F401  # pyright: ignore[reportUnusedImport]
+
+    def _past(self, session: Session, agent: str, ident: str) -> Past:
+        """Return what the journal holds of a session that is to go on.  BrokerError."""
+        if any(one.id == ident for one in self.sessions()):
+            raise BrokerError("the session is open already")
+        # Reading takes as long as the journal is: at most once for each session that was.
+        if self._desk.system and not (ident in self._orphans or ident in self._lately):
+            raise BrokerError("no such session was left open")
+        past = read_past(self._state / "journal", ident, uid=session.uid, agent=agent)
+        self._orphans.pop(ident, None)
+        self._lately.pop(ident, None)
+        return past
 
     # ---- what its desk needs
 
@@ -360,12 +397,18 @@ class Broker:
         return [one for one in self._sessions.values() if one.id is not None and not one.concluded]
 
     def append_urgent(self, entry: Entry) -> None:
-        """Append a record, and have it on disk soon; a fault is the whole broker's."""
+        """Append a record, and have it on disk soon; a fault is the whole broker's.
+
+        BrokerError for what no record can hold: then nothing is appended.
+        """
         if self._fault is not None:
             return
         try:
             self._append(entry)
             self.hurry()
+        except RecordError as problem:
+            # Nothing is wrong with the journal, but with what a peer wants recorded.
+            raise BrokerError(f"cannot be recorded: {problem.message}") from problem
         except JournalError as problem:
             self._fail(problem)
 
@@ -380,6 +423,10 @@ class Broker:
                 self._listen_for(session)
         except OSError:
             pass  # its end of file is on the way
+
+    def expel(self, session: Session, reason: str) -> None:
+        """End a session that does not end itself."""
+        self._refuse(session, reason)
 
     def wake(self) -> None:
         """Have the loop turn, from any thread."""
@@ -538,8 +585,9 @@ class Broker:
     def _listen_for(self, session: Session) -> None:
         if session.deaf:
             return
-        events = selectors.EVENT_READ
-        if session.channel.posted:
+        posted = session.channel.posted
+        events = selectors.EVENT_READ if posted <= _UNREAD_MAX else 0
+        if posted:
             events |= selectors.EVENT_WRITE
         self._selector.modify(session.channel.sock, events, session)
 
@@ -572,10 +620,17 @@ class Broker:
         del self._sessions[number]
         session.dropped = True
         self._desk.left(session)
+        if session.id is not None:
+            self._lately[session.id] = None
+            if len(self._lately) > _LATELY_MAX:
+                del self._lately[next(iter(self._lately))]
         self._veils.uncover(session.id or "")
         if not session.deaf:
             self._selector.unregister(session.channel.sock)
         session.channel.close()
+        if session.process is not None:
+            os.close(session.process)
+            session.process = None
 
     # ---- the end
 

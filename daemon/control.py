@@ -6,7 +6,7 @@ ask what is decided by the broker, by who the kernel says is asking.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -49,7 +49,7 @@ class Approve(_Request, frozen=True, tag="approve"):
 
     id: str
     scope: str = "once"
-    seconds: int = 0
+    seconds: Annotated[int, msgspec.Meta(ge=0, le=3660 * 86400)] = 0
     why: str = ""
 
 
@@ -137,6 +137,8 @@ class Reply(msgspec.Struct, frozen=True):
     hint: str | None = None
 
 
+#: The longest request: names, and a reason.
+MESSAGE_MAX = 64 * 1024
 #: A control message begins with a byte that no message of a session begins with.
 _MARK = b"{"
 _decoder: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
@@ -156,6 +158,8 @@ def encode(message: Request | Reply) -> bytes:
 
 def decode(data: bytes) -> Request:
     """Return a request; BrokerError if it is none."""
+    if len(data) > MESSAGE_MAX:
+        raise BrokerError(f"a request of {len(data)} bytes; at most {MESSAGE_MAX} are allowed")
     try:
         return _decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:

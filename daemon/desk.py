@@ -80,6 +80,10 @@ class House(Protocol):
         """Send a message now."""
         ...
 
+    def expel(self, session: Session, reason: str) -> None:
+        """End a session that does not end itself."""
+        ...
+
     def hurry(self) -> None:
         """Have what is appended on disk soon."""
         ...
@@ -163,6 +167,9 @@ class Desk:
             for session in left:
                 if session.killed is not None and now - session.killed >= _KILL_PATIENCE:
                     _kill_supervisor(session)
+            if now >= later.until:
+                for session in left:
+                    self._house.expel(session, "it did not stop when it was told to")
             on_disk = later.sequence <= durable or self._house.fault is not None
             if on_disk and (not left or now >= later.until):
                 self._house.send(later.session, later.message)
@@ -347,10 +354,8 @@ class Desk:
 def _kill_supervisor(session: Session) -> None:
     """Kill a supervisor that did not end its agent: the kernel then does (PR_SET_PDEATHSIG)."""
     session.killed = None
-    with contextlib.suppress(OSError):
-        pidfd = os.pidfd_open(session.pid)
-        try:
-            # The connection stands, so the number is still this process's.
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        finally:
-            os.close(pidfd)
+    # SAFETY: by what was held since it connected: it may have left its socket to a child, and
+    # its number to somebody else.
+    if session.process is not None:
+        with contextlib.suppress(OSError):
+            signal.pidfd_send_signal(session.process, signal.SIGKILL)

@@ -179,24 +179,27 @@ def commit_of(found: Found) -> str:
     if not found.files:
         return ""
     path = Path(found.files[0])
-    # SAFETY: the repository's own configuration must not choose what runs here.
+    # SAFETY: whoever owns the repository must not choose what runs here: nothing is fetched,
+    # verified or filtered, which the repository's own configuration could name programs for.
     git = ["git", "-c", "safe.directory=*", "-c", "core.fsmonitor=false", "-C", str(path.parent)]
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
+    environment = {**os.environ, "GIT_ALLOW_PROTOCOL": "none", "GIT_NO_LAZY_FETCH": "1"}
+
+    def said(*words: str) -> str:
         done = subprocess.run(
-            [*git, "log", "-1", "--format=%H", "--", path.name],
+            [*git, *words],
             capture_output=True,
             text=True,
             timeout=_GIT_SECONDS,
             check=False,
+            env=environment,
         )
-        commit = done.stdout.strip()
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        commit = said("log", "-1", "--no-show-signature", "--format=%H", "--", path.name)
         if not commit:
             return ""
-        clean = subprocess.run(
-            [*git, "diff", "--quiet", "--no-ext-diff", "--no-textconv", "HEAD", "--", path.name],
-            capture_output=True,
-            timeout=_GIT_SECONDS,
-            check=False,
-        )
-        return commit if clean.returncode == 0 else f"{commit}-dirty"
+        there = said("rev-parse", f"HEAD:./{path.name}")
+        here = said("hash-object", "--no-filters", "--", path.name)
+        return commit if here and here == there else f"{commit}-dirty"
     return ""

@@ -17,6 +17,7 @@ import struct
 import msgspec
 
 _SO_PEERGROUPS = 59  # asm-generic/socket.h; the socket module has no name for it
+_SO_PEERPIDFD = 77
 _GROUPS_MAX = 65536
 
 
@@ -60,6 +61,14 @@ def peer_of(sock: socket.socket) -> Peer:
                 break
             size *= 4
     return Peer(pid, uid, gid, frozenset(array.array("I", data)))
+
+
+def process_of(sock: socket.socket) -> int | None:
+    """Return a pidfd of who connected; None where it has gone, or before Linux 6.5."""
+    try:
+        return sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+    except OSError:
+        return None
 
 
 class Access:

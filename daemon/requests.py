@@ -314,7 +314,7 @@ def _uid(user: str | None) -> int | None:
     if user is None:
         return None
     try:
-        return int(user) if user.isdigit() else pwd.getpwnam(user).pw_uid
+        return int(user) if user.isascii() and user.isdigit() else pwd.getpwnam(user).pw_uid
     except KeyError:
         raise BrokerError(f"no user is called {printable(user)}") from None
 

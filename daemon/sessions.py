@@ -19,7 +19,7 @@ from safeclaw.daemon import protocol
 from safeclaw.daemon.channel import Channel
 from safeclaw.daemon.journal.record import Entry, PolicyRef, RecordType, Template
 from safeclaw.daemon.opening import Opening
-from safeclaw.daemon.peer import Peer
+from safeclaw.daemon.peer import Peer, process_of
 from safeclaw.errors import BrokerError, JournalError
 from safeclaw.policies.document import Assurance, Effect, Policy
 from safeclaw.policies.model import Decision
@@ -28,6 +28,42 @@ from safeclaw.policies.model import Decision
 _ACKNOWLEDGE_EVERY = 1024
 _TAILS_MAX = 8192
 _TAIL_MAX = 8192
+
+
+class Past(msgspec.Struct):
+    """What the journal holds of a session."""
+
+    session: str
+    recorded: int = 0
+    decisions: int = 0
+    denials: int = 0
+    ended: bool = False
+
+
+def read_past(journal: Path, ident: str, *, uid: int, agent: str) -> Past:
+    """Read it.  BrokerError when there is nothing, or when it is another's."""
+    from safeclaw.daemon.journal.reader import read
+
+    past, known = Past(ident), False
+    try:
+        for record in read(journal, session=ident):
+            if record.attempt is not None:
+                past.recorded = max(past.recorded, record.attempt)
+            if record.type is RecordType.SESSION_END:
+                past.ended = True
+            if record.subject is not None and record.subject.uid not in (None, uid):
+                raise BrokerError("the session is another user's")
+            if record.agent not in (None, agent):
+                raise BrokerError("the session is another agent's")
+            known = known or (record.subject is not None and record.subject.uid == uid)
+            if record.type is RecordType.DECISION:
+                past.decisions += 1
+                past.denials += record.decision != "allow"
+    except JournalError as problem:
+        raise BrokerError(problem.message) from problem
+    if not known:
+        raise BrokerError("no such session was left open")
+    return past
 
 
 class Session:
@@ -50,6 +86,9 @@ class Session:
         self.started = 0.0
         #: When it was told to stop, on the monotonic clock.
         self.killed: float | None = None
+        self.stopping = False
+        #: A pidfd of the process that connected; None where it was gone already.
+        self.process = process_of(channel.sock)
         self._policy: PolicyRef | None = None
         self._asking_rules: frozenset[str] = frozenset()
         #: Policies that it was given and has not adopted yet.
@@ -132,26 +171,13 @@ class Session:
             RecordType.POLICY_LOAD, attempt=message.number, detail={"previous": previous}
         )
 
-    def resume(self, ident: str, journal: Path) -> None:
+    def resume(self, past: Past) -> None:
         """Go on with a session whose broker was lost, after what the journal holds of it."""
-        from safeclaw.daemon.journal.reader import read
-
-        self.id = ident
-        try:
-            for record in read(journal, session=ident):
-                if record.attempt is not None:
-                    self.recorded = max(self.recorded, record.attempt)
-                if record.type is RecordType.SESSION_END:
-                    self.ended = True
-                if record.subject is not None and record.subject.uid not in (None, self.uid):
-                    raise BrokerError("the session is another user's")
-                if record.type is RecordType.DECISION:
-                    self._decisions += 1
-                    self._denials += record.decision != "allow"
-        except JournalError as problem:
-            raise BrokerError(problem.message) from problem
+        self.id = past.session
+        self.recorded = self.number = past.recorded
+        self.ended = past.ended
+        self._decisions, self._denials = past.decisions, past.denials
         self._before = self.counts
-        self.number = self.recorded
         self.acknowledged = self.marked = self.durable = 0
 
     def _used(self, fingerprint: str | None, decision: str | None, rule: str | None) -> bool:
@@ -219,7 +245,7 @@ class Session:
         message = protocol.decode_to_broker(data)
         if not isinstance(message, protocol.Decided):
             raise BrokerError("a decision that is none")
-        _check_fingerprint(message.action, message.target, message.fingerprint)
+        check_fingerprint(message.action, message.target, message.fingerprint)
         return message
 
     def policy_load(self, rules: int) -> Entry:
@@ -240,7 +266,7 @@ class Session:
 
     def violation(self, message: protocol.Violated) -> Entry:
         """Return the entry of a gate-2 mismatch."""
-        _check_fingerprint(message.action, message.target, message.fingerprint)
+        check_fingerprint(message.action, message.target, message.fingerprint)
         return Entry(
             type=RecordType.VIOLATION,
             session=self.id,
@@ -300,7 +326,8 @@ class Session:
         )
 
 
-def _check_fingerprint(action: str, target: protocol.JsonObject, claimed: str) -> None:
+def check_fingerprint(action: str, target: protocol.JsonObject, claimed: str) -> None:
+    """Raise BrokerError unless a fingerprint is the one of this attempt."""
     # policies.model.fingerprint, on the printable target that came over the wire
     text = msgspec.json.encode({"action": action, "target": target}, order="sorted")
     if hashlib.sha256(text).hexdigest() != claimed:

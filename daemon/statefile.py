@@ -22,7 +22,7 @@ Value = TypeVar("Value")
 def read(path: Path, kind: type[Value], empty: Value) -> Value:
     """Return the value in a file, ``empty`` when it is not there.  BrokerError."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         return empty
     except OSError as problem:

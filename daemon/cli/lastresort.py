@@ -32,10 +32,7 @@ def kill(agent: str | None, why: str, problem: BrokerError) -> int:
     order = Switch(
         time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), 0, printable(why), None, agent
     )
-    owner = state.stat()
-    switch = KillSwitch(state)
-    switch.add(order)
-    os.chown(state / "killed.json", owner.st_uid, owner.st_gid)
+    leave(state, order)
     count = 0
     for pid in supervisors(agent):
         try:
@@ -55,6 +52,23 @@ def kill(agent: str | None, why: str, problem: BrokerError) -> int:
         "hint: systemctl restart safeclawd; then safeclaw status"
     )
     return 0
+
+
+def leave(state: Path, order: Switch) -> None:
+    """Put an order on file.  BrokerError.
+
+    SAFETY: as the directory's owner: with root's own power, a link that the owner puts in the
+    file's place between two steps could have root change any file of the host.
+    """
+    owner = state.stat()
+    user, group = os.geteuid(), os.getegid()
+    os.setegid(owner.st_gid)
+    os.seteuid(owner.st_uid)
+    try:
+        KillSwitch(state).add(order)
+    finally:
+        os.seteuid(user)
+        os.setegid(group)
 
 
 def supervisors(agent: str | None) -> list[int]:

@@ -1,0 +1,362 @@
+"""Peers that do not speak as safeclaw does: forged, foreign, endless, against a real daemon.
+
+What each says goes over a real socket, as a real user.  That the same daemon still serves
+an honest peer afterwards, and that the same message in its honest form is taken, is the
+positive control of each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import pwd
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from safeclaw.daemon import control, protocol
+from safeclaw.daemon.channel import Channel
+from safeclaw.daemon.cli import lastresort
+from safeclaw.daemon.inforce import Found, commit_of
+from safeclaw.daemon.killswitch import KillSwitch, Switch
+from safeclaw.errors import BrokerError
+from safeclaw.policies.loader import load
+from safeclaw.policies.model import Decision
+from tests.system.system_broker import PATIENCE, SystemBroker, group_of
+
+POLICY = b'version: "1.0"\nrules:\n  - {action: "file.*", path: "**", effect: allow}\n'
+PATH: dict[str, Any] = {"path": "/harmless"}
+
+
+def fingerprint_of(action: str, target: dict[str, Any]) -> str:
+    text = msgspec.json.encode({"action": action, "target": target}, order="sorted")
+    return hashlib.sha256(text).hexdigest()
+
+
+GOOD = fingerprint_of("file.write", PATH)
+
+
+_peers: list[Peer] = []
+
+
+class Peer:
+    """A connection of some user's, and what is said over it."""
+
+    def __init__(self, broker: SystemBroker, name: str) -> None:
+        entry = pwd.getpwnam(name)
+        groups = os.getgroups()
+        # The kernel takes down who connects when they connect (unix(7)).
+        os.setgroups([])
+        os.setegid(entry.pw_gid)
+        os.seteuid(entry.pw_uid)
+        try:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            sock.connect(str(broker.socket))
+        finally:
+            os.seteuid(0)
+            os.setegid(0)
+            os.setgroups(groups)
+        self.channel = Channel(sock, message_max=protocol.MESSAGE_MAX)
+        _peers.append(self)
+
+    def say(self, *messages: protocol.ToBroker | bytes) -> None:
+        for message in messages:
+            data = message if isinstance(message, bytes) else protocol.encode(message)
+            self.channel.send(data, PATIENCE)
+
+    def hear(self) -> object:
+        """Return the next message, or None at the end."""
+        data = self.channel.receive(PATIENCE)
+        if data is None:
+            return None
+        if control.is_request(data):
+            return control.decode_reply(data)
+        return protocol.decode_to_supervisor(data)
+
+    def ask(self, request: control.Request) -> control.Reply:
+        self.say(control.encode(request))
+        reply = self.hear()
+        assert isinstance(reply, control.Reply)
+        return reply
+
+    def open(self, agent: str = "honest") -> str:
+        """Open a session; return its id."""
+        self.say(hello(agent))
+        lease = self.hear()
+        assert isinstance(lease, protocol.Lease)
+        return lease.session
+
+
+def hello(agent: str, command: str = "true", resume: str | None = None) -> protocol.Hello:
+    return protocol.Hello(
+        protocol.VERSION, agent, (command,), "/w", "p.yaml", POLICY, resume=resume
+    )
+
+
+def decided(target: object, fingerprint: str = GOOD) -> bytes:
+    fields = ("/bin/x", "file.write", target, fingerprint, "allow", "p:1", "", "notify")
+    tail = b"".join(msgspec.msgpack.encode(field) for field in fields)
+    return protocol.decided_packet(tail, 1, 1, 1)
+
+
+@pytest.fixture(name="broker")
+def _broker(ordinary_user: str) -> Iterator[SystemBroker]:
+    if os.geteuid() != 0:
+        pytest.skip("not root: the system's broker was not started")
+    broker = SystemBroker(group_of(ordinary_user))
+    broker.policy("demo", POLICY.decode())
+    broker.start()
+    yield broker
+    broker.close()
+    while _peers:
+        _peers.pop().channel.close()
+
+
+@pytest.fixture(name="honest")
+def _honest(broker: SystemBroker, ordinary_user: str) -> Iterator[Peer]:
+    """An honest session of the same user, which must not feel the attack."""
+    peer = Peer(broker, ordinary_user)
+    peer.open()
+    yield peer
+    peer.say(decided(PATH), protocol.Flush())
+    assert peer.hear() == protocol.Ack(1)
+    assert broker.ask("status")["fault"] is None
+    assert broker.verify().returncode == 0
+
+
+BAD = {
+    "keys of bytes": decided({"path": {b"\xff": 1}}),
+    "an extension": decided({"path": msgspec.msgpack.Ext(5, b"x")}),
+    "a fingerprint of something else": decided({"path": "/other"}),
+    "a float to be asked about": protocol.encode(
+        protocol.Ask(
+            1, 1, "x", "file.write", {"x": 1.5}, fingerprint_of("file.write", {"x": 1.5}), "r", ""
+        )
+    ),
+    "a question that shows something else": protocol.encode(
+        protocol.Ask(1, 1, "x", "file.write", {"path": "/other"}, GOOD, "r", "")
+    ),
+    "a record of 9 MiB": protocol.encode(protocol.Limited(1, "memory", "x" * (9 << 20))),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_message_that_makes_no_sense_ends_its_own_session_only(
+    what: str, broker: SystemBroker, honest: Peer, ordinary_user: str
+) -> None:
+    peer = Peer(broker, ordinary_user)
+    ident = peer.open("hostile")
+    peer.say(BAD[what])
+    assert not isinstance(peer.hear(), protocol.Asked | protocol.Granted)
+    (end,) = broker.records("--session", ident, "--type", "session_end")
+    assert end["reason"].startswith("ended by the broker: ")
+
+
+def test_a_time_beyond_every_clock_and_a_user_that_is_no_number_are_refused(
+    broker: SystemBroker, honest: Peer, ordinary_user: str
+) -> None:
+    peer = Peer(broker, ordinary_user)
+    peer.open()
+    peer.say(protocol.Ask(1, 1, "x", "file.write", PATH, GOOD, "r", ""))
+    asked = peer.hear()
+    assert isinstance(asked, protocol.Asked)
+    other = Peer(broker, ordinary_user)
+    text = f'{{"type":"approve","id":"{asked.approval}","scope":"time","seconds":1{"0" * 400}}}'
+    other.say(text.encode())
+    reply = other.hear()
+    assert isinstance(reply, control.Reply)
+    assert reply.error is not None
+    root = Peer(broker, "root")
+    assert root.ask(control.AddAgent("n", "demo", "o", "test", 3600, "²")).error is not None
+    assert other.ask(control.Approve(asked.approval, "time", 60)).error is None
+    answer = peer.hear()
+    assert isinstance(answer, protocol.Answer)
+    assert answer.decision is Decision.ALLOW
+
+
+def test_who_has_no_role_fills_neither_the_journal_nor_the_memory(
+    broker: SystemBroker, honest: Peer
+) -> None:
+    with contextlib.suppress(ConnectionError):  # it may be cut off while it still sends
+        long = Peer(broker, "nobody")
+        long.say(hello("x", "A" * (9 << 20)))
+        assert isinstance(long.hear(), protocol.Refused | None)
+    stranger = Peer(broker, "nobody")
+    stranger.say(hello("x" * 20000, "A" * 20000))
+    assert isinstance(stranger.hear(), protocol.Refused)
+    refused = [one for one in broker.records("--decision", "deny") if one["agent"][:1] == "x"]
+    assert len(refused) == 1
+    assert len(msgspec.json.encode(refused[0])) < 8192
+    peers = [Peer(broker, "nobody") for _ in range(100)]
+    with contextlib.suppress(ConnectionError):
+        peers[-1].say(control.encode(control.Status()))
+        assert peers[-1].hear() is None
+    reply = peers[0].ask(control.Status())
+    assert reply.error is not None
+    assert "not permitted" in reply.error
+
+
+# ---- resuming
+
+
+@pytest.mark.parametrize("who", ["root", "itself"])
+def test_naming_a_session_that_runs_neither_ends_nor_touches_it(
+    who: str, broker: SystemBroker, ordinary_user: str
+) -> None:
+    victim = Peer(broker, ordinary_user)
+    ident = victim.open("victim")
+    victim.say(protocol.Ask(1, 1, "x", "file.write", PATH, GOOD, "r", ""))
+    assert isinstance(victim.hear(), protocol.Asked)
+    thief = Peer(broker, "root" if who == "root" else ordinary_user)
+    thief.say(hello("victim" if who == "itself" else "thief", resume=ident))
+    assert isinstance(thief.hear(), protocol.Refused)
+    assert thief.hear() is None
+    assert len(broker.ask("approvals")) == 1, "the victim's question was withdrawn"
+    assert broker.records("--session", ident, "--type", "session_end") == []
+    now = time.monotonic_ns()
+    victim.say(protocol.Renew(now))
+    assert victim.hear() == protocol.Granted(now)
+
+
+def test_a_session_is_resumed_by_its_user_as_its_agent_and_only_once(
+    broker: SystemBroker, ordinary_user: str
+) -> None:
+    peer = Peer(broker, ordinary_user)
+    ident = peer.open("demo")
+    peer.say(protocol.Started(1, {}), protocol.Flush())
+    assert peer.hear() == protocol.Ack(1)
+    broker.stop(9)
+    broker.start()
+    for name, agent, resume in (
+        ("root", "demo", ident),  # another user
+        (ordinary_user, "other", ident),  # by another name, for which no order stands
+        (ordinary_user, "demo", "payroll"),  # kill payroll would find it, and not payroll
+        (ordinary_user, "demo", "0" * 16),
+    ):
+        thief = Peer(broker, name)
+        thief.say(hello(agent, resume=resume))
+        assert isinstance(thief.hear(), protocol.Refused), (name, agent, resume)
+    peers = [Peer(broker, ordinary_user) for _ in range(2)]
+    for peer in peers:
+        peer.say(hello("demo", resume=ident))
+    assert isinstance(peers[0].hear(), protocol.Lease)
+    assert isinstance(peers[1].hear(), protocol.Refused)
+    now = time.monotonic_ns()
+    peers[0].say(protocol.Renew(now))
+    assert peers[0].hear() == protocol.Granted(now)
+
+
+# ---- the kill switch
+
+
+def test_who_ignores_the_kill_switch_gets_no_more_time_and_nobody_dies_in_its_place(
+    broker: SystemBroker, ordinary_user: str
+) -> None:
+    # It connects, leaves the socket to a child, and its number to whoever gets it.
+    ours, theirs = socket.socketpair()
+    parent = os.fork()
+    if parent == 0:
+        peer = Peer(broker, ordinary_user)
+        if os.fork() == 0:
+            ident = peer.open("deaf")
+            ours.close()
+            theirs.send(ident.encode())
+            told = peer.hear()
+            peer.say(protocol.Renew(time.monotonic_ns()))
+            theirs.send(type(told).__name__.encode())
+            theirs.send(type(peer.hear()).__name__.encode())
+        os._exit(0)
+    theirs.close()
+    os.waitpid(parent, 0)
+    ours.settimeout(PATIENCE)
+    assert len(ours.recv(100)) == 16
+    bystander = os.fork()
+    if bystander == 0:
+        import signal
+
+        signal.pause()
+        os._exit(0)
+    try:
+        assert [one["agent"] for one in broker.ask("kill", "deaf")["sessions"]] == ["deaf"]
+        said = b""
+        while piece := ours.recv(100):
+            said += piece
+        assert said == b"KillRefused"
+        assert os.waitpid(bystander, os.WNOHANG) == (0, 0)
+        (end,) = broker.records("--type", "session_end")
+        assert end["reason"] == "ended by the broker: it did not stop when it was told to"
+    finally:
+        ours.close()
+        os.kill(bystander, 9)
+        os.waitpid(bystander, 0)
+
+
+def test_who_does_not_read_is_not_listened_to(
+    broker: SystemBroker, honest: Peer, ordinary_user: str
+) -> None:
+    peer = Peer(broker, ordinary_user)
+    peer.open("deaf")
+    renew = protocol.encode(protocol.Renew(1))
+    sent = 0
+    with contextlib.suppress(TimeoutError):
+        while sent < 100_000:
+            peer.channel.send(renew, 1.0)
+            sent += 1
+    assert sent < 100_000
+
+
+# ---- root's and the broker's hands in others' directories
+
+
+def test_the_last_resort_writes_with_no_more_power_than_the_state_has(
+    tmp_path: Path, ordinary_user: str
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("not root: the last resort is root's")
+    for place in (tmp_path, *tmp_path.parents[:2]):
+        place.chmod(0o755)
+    entry = pwd.getpwnam(ordinary_user)
+    state = tmp_path / "state"
+    state.mkdir()
+    os.chown(state, entry.pw_uid, entry.pw_gid)
+    order = Switch("2026-01-01T00:00:00Z", 0, "why", None, "demo")
+    lastresort.leave(state, order)
+    found = (state / "killed.json").stat()
+    assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (*entry[2:4], 0o600)
+    assert KillSwitch(state).against(1, "demo") == order
+    # What its owner cannot write there root could: it must not.
+    state.chmod(0o500)
+    with pytest.raises(BrokerError):
+        lastresort.leave(state, order)
+    assert (os.geteuid(), os.getegid()) == (0, 0)
+    KillSwitch(state).add(order)
+
+
+def test_a_policys_repository_does_not_choose_what_the_broker_runs(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+
+    def git(*words: str) -> None:
+        who = ("-c", "user.name=x", "-c", "user.email=x@example.com")
+        subprocess.run(["git", "-C", str(tmp_path), *who, *words], check=True, capture_output=True)
+
+    git("init")
+    policy.write_bytes(POLICY)
+    git("add", "policy.yaml")
+    git("commit", "-m", "first")
+    found = Found(load(POLICY, name="policy.yaml"), POLICY, (str(policy),))
+    commit = commit_of(found)
+    assert len(commit) == 40
+    (tmp_path / ".git" / "info" / "attributes").write_text("* filter=x\n")
+    git("config", "filter.x.clean", f"touch {tmp_path}/ran; cat")
+    policy.write_bytes(POLICY + b"# changed\n")
+    assert commit_of(found) == f"{commit}-dirty"
+    assert not (tmp_path / "ran").exists()
+    subprocess.run(["git", "-C", str(tmp_path), "diff", "--quiet", "HEAD"], check=False)
+    assert (tmp_path / "ran").exists(), "a plain git diff runs it"
