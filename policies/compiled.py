@@ -214,10 +214,11 @@ class CompiledPolicy:
             if refused is not None:
                 return refused, None
         answer = self._judge_path(action, path)
-        for one, where in ends:
-            found = self._judge_path(one, where)
-            if found[0].decision is not Decision.ALLOW and not held:
-                return found
+        if not held:
+            parts = [self._judge_path(one, where) for one, where in ends]
+            refused_part = self._strictest(parts)
+            if refused_part is not None:
+                return refused_part
         if obstacle is not None:
             place, at = obstacle
             rule = PROTECTED if at is None else self.rules[at].id
@@ -238,11 +239,25 @@ class CompiledPolicy:
             argument = target.arguments[at_level] if target.arguments else ""
             words = (path, *((argument,) if argument else ()), *words)
             started.append(ProgramTarget(path, words))
-        for each in reversed(started):
+        parts = [self._conclude(self._program(bucket, target))]
+        for each in started:
             at = self._program(bucket, each)
             if at is not None and self._names_program(self.rules[at]):
-                return self._verdicts[at], at
-        return self._conclude(self._program(bucket, target))
+                parts.insert(0, (self._verdicts[at], at))
+        return self._strictest(parts) or parts[-1]
+
+    def _strictest(
+        self, parts: list[tuple[Verdict, int | None]]
+    ) -> tuple[Verdict, int | None] | None:
+        """Return the first denial, else the first question; None when all are allowed.
+
+        SAFETY: a person is not asked about what another part of it forbids.
+        """
+        refused = [part for part in parts if part[0].decision is not Decision.ALLOW]
+        for verdict, at in refused:
+            if at is None or self.rules[at].effect is Effect.DENY:
+                return verdict, at
+        return refused[0] if refused else None
 
     def _names_program(self, rule: Rule) -> bool:
         return rule.effect is not Effect.ALLOW and bool(rule.commands) and "*" not in rule.commands

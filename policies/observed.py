@@ -53,7 +53,10 @@ def target_of(fields: Mapping[str, object]) -> Target:
             return FileTarget(plain(path))
         case {"program": str(program), "argv": list()}:
             return ProgramTarget(
-                plain(program), _texts(fields["argv"]), _texts(fields.get("interpreters", []))
+                plain(program),
+                _texts(fields["argv"]),
+                _texts(fields.get("interpreters", [])),
+                _texts(fields.get("arguments", [])),
             )
         case {"protocol": str(protocol), "address": str(address), "port": int(port)}:
             names = _texts(fields.get("names", []))

@@ -91,3 +91,26 @@ def names_network(rules: Iterable[Rule]) -> bool:
         not rule.paths and rule.hosts != (OWN_LOOPBACK,) and _concerns(rule, _NETWORK_ACTIONS)
         for rule in _open(rules)
     )
+
+
+def names_to_resolve(rules: Iterable[Rule]) -> set[str]:
+    """Return the host names that rules refuse, where a rule could allow their bare addresses."""
+    rules = list(rules)
+    if not any(_by_address(rule) for rule in _open(rules) if not rule.paths):
+        return set()
+    return {
+        host.name
+        for rule in rules
+        if rule.effect is not Effect.ALLOW
+        for text in rule.hosts
+        for host in network.hosts(text)
+        if host.name is not None and not host.name.startswith("*.")
+    }
+
+
+def _by_address(rule: Rule) -> bool:
+    """Whether a rule can match an address that nobody looked up by name."""
+    if not _concerns(rule, _NETWORK_ACTIONS):
+        return False
+    hosts = [host for text in rule.hosts for host in network.hosts(text)]
+    return not hosts or any(host.name is None and not host.own for host in hosts)

@@ -13,17 +13,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from safeclaw.errors import PolicyError
-from safeclaw.policies import command, network
-from safeclaw.policies.buckets import covers
+from safeclaw.policies import command
 from safeclaw.policies.compiled import Context, Program
-from safeclaw.policies.document import MAX_BYTES, RUNTIME_NAME, Effect, Parent, Policy, Rule
+from safeclaw.policies.document import MAX_BYTES, RUNTIME_NAME, Parent, Policy, Rule
+from safeclaw.policies.reach import names_to_resolve
 
 PRESETS = Path(__file__).resolve().parent / "presets"
 IN_WORKSPACE = Path(".safeclaw") / "policy.yaml"
 DEFAULT = "default"
 #: How long the names that rules refuse may take to resolve, in seconds, all together.
 _RESOLVING = 2.0
-_NETWORK = ("network.connect", "network.send", "network.bind")
 SYSTEM_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 
 
@@ -217,17 +216,7 @@ def _addresses(policy: Policy) -> tuple[tuple[str, tuple[str, ...]], ...]:
     What rules allow by name needs nothing here: the session's resolver binds names to
     addresses as the agent asks for them.
     """
-    allowed = [rule for rule in policy.rules if rule.effect is not Effect.DENY and not rule.paths]
-    if not any(_by_address(rule) for rule in allowed):
-        return ()
-    names = {
-        host.name
-        for rule in policy.rules
-        if rule.effect is not Effect.ALLOW
-        for text in rule.hosts
-        for host in network.hosts(text)
-        if host.name is not None and not host.name.startswith("*.")
-    }
+    names = names_to_resolve(policy.rules)
     if not names:
         return ()
     import socket  # only a policy that refuses names needs these
@@ -251,11 +240,3 @@ def _addresses(policy: Policy) -> tuple[tuple[str, tuple[str, ...]], ...]:
     for thread in threads:
         thread.join(max(0.0, until - time.monotonic()))
     return tuple(sorted(found.copy().items()))
-
-
-def _by_address(rule: Rule) -> bool:
-    """Whether a rule can match an address that nobody looked up by name."""
-    if not any(covers(pattern, action) for pattern in rule.actions for action in _NETWORK):
-        return False
-    hosts = [host for text in rule.hosts for host in network.hosts(text)]
-    return not hosts or any(host.name is None and not host.own for host in hosts)

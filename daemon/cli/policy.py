@@ -222,6 +222,49 @@ def suggest_command(
     return 0
 
 
+@policy_group.command(
+    name="diff",
+    help="Say what NEW lets through that OLD did not, and the reverse.\n\n"
+    "By the rules alone, and, with --since, over what the journal recorded: each attempt is "
+    "decided again under both.\n\n"
+    "Exit status, as diff(1): 0 no difference, 1 some (with --not-wider: only if NEW is wider, "
+    "or cannot be shown not to be), 2 a wrong option, 125 other trouble.",
+)
+@click.argument("old", metavar="OLD")
+@click.argument("new", metavar="NEW")
+@click.option("--since", metavar="WHEN", help="Recorded since then: '30 days', 2h, 2026-01-31.")
+@click.option("--chain", "--state", "state", metavar="DIR", help="The state directory.")
+@click.option("--agent", metavar="NAME", help="Only what this agent tried.")
+@click.option("--not-wider", "gate", is_flag=True, help="Fail only when NEW may be wider.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON value.")
+def diff_command(
+    old: str,
+    new: str,
+    since: str | None,
+    state: str | None,
+    agent: str | None,
+    gate: bool,
+    as_json: bool,
+) -> int:
+    """Print the difference in meaning."""
+    from safeclaw.daemon.cli import difference, suggest
+    from safeclaw.daemon.cli.audit import default_state
+
+    directory = Path(state) if state is not None else default_state()
+    before, after = difference.find(old, directory), difference.find(new, directory)
+    replayed = None
+    if since is not None or agent is not None or state is not None:
+        start = "" if since is None else suggest.moment(since)
+        replayed = difference.replay(directory / "journal", before, after, start, agent)
+    found = difference.difference(before, after, replayed)
+    if as_json:
+        _echo_json(found)
+    else:
+        for line in difference.lines(found):
+            click.echo(line)
+    return int(found.wider if gate else found.any)
+
+
 def check(args: list[str]) -> int:
     """Run ``safeclaw policy check`` and return its exit status."""
     return _run(check_command, args)

@@ -44,6 +44,7 @@ def test_the_tutorial_can_be_followed(person: Person) -> None:
     assert (person.workspace / "out/counts.txt").read_text().startswith("2 to\n2 be\n")
 
 
+@pytest.mark.timeout(400)
 def test_the_programs_run_as_the_document_says(person: Person) -> None:
     *most, database = blocks("programs.md", "sh")
     status, said = run(person, "\n".join(most))

@@ -97,6 +97,7 @@ def _wheel(package: Distribution, folder: Path) -> None:
                 out.write(source, str(file))
 
 
+@pytest.mark.timeout(400)
 def test_pip_installs_wheels_and_xdist_runs_a_real_project(person: Person) -> None:
     wheels = person.workspace / "wheels"
     wheels.mkdir()
