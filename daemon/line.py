@@ -90,6 +90,8 @@ class Line:
         # Guards what the reader changes.
         self._answered = threading.Condition()
         self._acknowledged = 0
+        #: When the newest answered request for more time was made.
+        self._granted = 0
         self._questions: dict[int, Question] = {}
         self._tickets: Iterator[int] = itertools.count(1)
         self._reader: threading.Thread | None = None
@@ -103,18 +105,24 @@ class Line:
         """
         if self.lost is not None or self.suspended or self.killed is not None:
             return False
-        if not self._send(protocol.encode(protocol.Renew(now))):
-            return False
-        if now < self.lease_until:
-            self.renew_at = self.lease_until
-            return True
-        granted = self._wait(
-            lambda: time.monotonic_ns() < self.lease_until or self.killed is not None, self._grace
-        )
-        if granted:
-            return time.monotonic_ns() < self.lease_until
-        if not self.suspended:
-            self.lose(f"the broker has not answered for {self._grace:g} s", silent=True)
+        while self._send(protocol.encode(protocol.Renew(now))):
+            if now < self.lease_until:
+                self.renew_at = self.lease_until
+                return True
+
+            def answered(asked: int = now) -> bool:
+                return self._granted >= asked or self.killed is not None
+
+            heard = self._wait(answered, self._grace)
+            now = time.monotonic_ns()
+            if self.killed is not None or now < self.lease_until:
+                return self.killed is None
+            if self.lost is not None or self.suspended:
+                return False
+            if not heard:
+                self.lose(f"the broker has not answered for {self._grace:g} s", silent=True)
+                return False
+            # It did answer, but on a machine so busy that the time it gave is over: again.
         return False
 
     def hand_over(self, number: int, packet: bytes) -> bool:
@@ -263,6 +271,7 @@ class Line:
                 with self._answered:
                     # Counted from when it was asked: an answer that lay in the socket
                     # while this process was stopped gives no new time.
+                    self._granted = at
                     if self.killed is None:
                         self.lease_until = at + protocol.LEASE_NS
                         self.renew_at = at + RENEW_NS

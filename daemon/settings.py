@@ -36,8 +36,6 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     metrics_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
     #: How old a key gets before it is due for rotation, and how long it is good for.
     key_rotation_days: Annotated[int, msgspec.Meta(ge=1, le=3650)] = 90
-    #: A wider policy comes into force only when somebody else has approved it.
-    two_person: bool = False
     groups: Groups = Groups()
 
 

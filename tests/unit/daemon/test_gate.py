@@ -12,6 +12,7 @@ import pytest
 from safeclaw.daemon import protocol
 from safeclaw.daemon.channel import Channel
 from safeclaw.daemon.gate import Gate
+from safeclaw.daemon.line import Line
 from safeclaw.errors import BrokerError
 from safeclaw.policies.compiled import CompiledPolicy, Context, compile_policy
 from safeclaw.policies.loader import load
@@ -186,6 +187,16 @@ def test_an_answer_to_an_old_question_gives_no_new_time(setting: Setting) -> Non
     gate.started({})
     setting.far.say(protocol.Granted(time.monotonic_ns() - protocol.LEASE_NS))
     assert judge(gate, READ).decision is Decision.DENY
+
+
+def test_an_answer_that_comes_too_late_to_give_time_is_asked_for_again(setting: Setting) -> None:
+    lost: list[str] = []
+    line = Line(setting.near, on_lost=lost.append, on_message=lambda _: None, grace=30.0)
+    with line.sending:
+        # As when the answer has lain in the socket for longer than a lease lasts.
+        assert line.renew(time.monotonic_ns() - 2 * protocol.LEASE_NS)
+    assert [type(message) for message in setting.far.heard] == [protocol.Renew, protocol.Renew]
+    assert lost == []
 
 
 def test_the_end_of_the_broker_denies_everything_and_is_told_once(setting: Setting) -> None:

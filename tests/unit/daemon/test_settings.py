@@ -28,7 +28,7 @@ def test_what_is_set_holds(tmp_path: Path) -> None:
 
 def test_every_problem_is_said_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "safeclawd.yaml"
-    path.write_text("grace: soon\ntwo_person: true\ngrase: 4\nmetrics_port: 70000\n")
+    path.write_text("grace: soon\nkey_rotation_days: 30\ngrase: 4\nmetrics_port: 70000\n")
     with pytest.raises(UsageError) as raised:
         settings.read(path)
     first, second, third = raised.value.message.splitlines()
