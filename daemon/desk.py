@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from safeclaw.daemon.policywatch import PolicyWatch
 
 #: How long a supervisor may take to end what it was told to kill, before it is killed too.
-_KILL_PATIENCE = 0.2
+_KILL_PATIENCE = 1.0
 #: How long a request waits for sessions to end.
 _ENDING_PATIENCE = 10.0
 

@@ -109,20 +109,22 @@ class Line:
             if now < self.lease_until:
                 self.renew_at = self.lease_until
                 return True
-
-            def answered(asked: int = now) -> bool:
-                return self._granted >= asked or self.killed is not None
-
-            heard = self._wait(answered, self._grace)
+            granted = self._await_grant(now)
+            if granted is not None:
+                return granted
             now = time.monotonic_ns()
-            if self.killed is not None or now < self.lease_until:
-                return self.killed is None
-            if self.lost is not None or self.suspended:
-                return False
-            if not heard:
-                self.lose(f"the broker has not answered for {self._grace:g} s", silent=True)
-                return False
-            # It did answer, but on a machine so busy that the time it gave is over: again.
+        return False
+
+    def _await_grant(self, asked: int) -> bool | None:
+        """Wait for the answer to a request; None: it came, but the time it gave is over."""
+        heard = self._wait(lambda: self._granted >= asked or self.killed is not None, self._grace)
+        if self.killed is not None or self.lost is not None or self.suspended:
+            return False
+        if time.monotonic_ns() < self.lease_until:
+            return True
+        if heard:
+            return None
+        self.lose(f"the broker has not answered for {self._grace:g} s", silent=True)
         return False
 
     def hand_over(self, number: int, packet: bytes) -> bool:
