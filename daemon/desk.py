@@ -172,7 +172,7 @@ class Desk:
                     self._house.expel(session, "it did not stop when it was told to")
             on_disk = later.sequence <= durable or self._house.fault is not None
             if on_disk and (not left or now >= later.until):
-                self._house.send(later.session, later.message)
+                self._house.send(later.session, _not_stopped(left) if left else later.message)
             else:
                 waiting.append(later)
         self._later = waiting
@@ -349,6 +349,17 @@ class Desk:
         orders = len(self.authority.switch.switches)
         text += f", {orders} kill orders" if orders else ""
         return f"{text}; records on disk up to {self._house.position.durable}"
+
+
+def _not_stopped(left: list[Session]) -> bytes:
+    """Return the answer that says who is not known to have stopped."""
+    names = ", ".join(f"{one.agent} (pid {one.pid}, uid {one.uid})" for one in left)
+    return control.encode(
+        control.Reply(
+            error=f"not known to have stopped: {names}",
+            hint="they may do nothing any more; to end them, as root: kill -9 those pids",
+        )
+    )
 
 
 def _kill_supervisor(session: Session) -> None:
