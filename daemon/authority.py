@@ -14,7 +14,7 @@ from typing import Protocol
 
 from safeclaw.daemon import control, hooks, kept, protocol
 from safeclaw.daemon.approvals import Approvals, Asker, Grant, Question, Scope, new_name
-from safeclaw.daemon.inforce import Change, InForce
+from safeclaw.daemon.inforce import Change, Hands, InForce
 from safeclaw.daemon.journal.record import Entry, RecordType
 from safeclaw.daemon.killswitch import KillSwitch, Switch
 from safeclaw.daemon.opening import Opening
@@ -68,7 +68,8 @@ class Authority:
         self.registry = Registry(state, time.time)
         self.switch = KillSwitch(state)
         self.approvals = Approvals()
-        self.policies = InForce(state, configuration / "policies")
+        hands = Hands(settings.groups.admin) if access.system else None
+        self.policies = InForce(state, configuration / "policies", hands)
         self._state = state
         self._services = services
         self._refusals: dict[int, tuple[float, int]] = {}

@@ -586,3 +586,29 @@ def test_another_policy_that_still_asks_asks_anew(making: Making, member: Person
         broker.ask("approvals", "approve", second)
         running.communicate(timeout=60)
     assert (member.workspace / "asked/one").is_dir()
+
+
+@pytest.mark.parametrize("hand", ["file", "directory", "everybody"])
+def test_a_policy_that_others_may_change_is_in_force_for_nobody(
+    making: Making, member: Person, ordinary_user: str, hand: str
+) -> None:
+    broker = making()
+    key = broker.add("demo")
+    broker.stop()
+    folder = broker.config / "policies"
+    place = folder if hand == "directory" else folder / "demo.yaml"
+    if hand == "everybody":
+        place.chmod(0o666)
+    else:
+        shutil.chown(place, ordinary_user)
+    broker.start()
+    words = ("--agent", "demo", "--", "touch", "made")
+    ran = member.finish(broker.run(member, *words, key=key))
+    assert ran.returncode == 125
+    assert f"{place} may be changed by" in ran.stderr
+    assert not (member.workspace / "made").exists()
+    shutil.chown(place, "root")
+    place.chmod(0o755)
+    ran = member.finish(broker.run(member, *words, key=key))
+    assert ran.returncode == 0, ran.stderr
+    assert (member.workspace / "made").exists()
