@@ -12,6 +12,8 @@ from typing import Any
 
 # It is published without types.
 pyinotify: Any = importlib.import_module("pyinotify")
+# A directory that is not there is no error here, and none to print.
+pyinotify.log.setLevel("CRITICAL")
 _EVENTS = (
     *("IN_CLOSE_WRITE", "IN_MOVED_TO", "IN_MOVED_FROM"),
     *("IN_CREATE", "IN_DELETE", "IN_DELETE_SELF"),

@@ -60,7 +60,12 @@ def add(
 ) -> int:
     """Register an agent."""
     request = control.AddAgent(name, policy, owner, environment, lifetime, user)
-    return _show_key(asking.ask(broker, request), as_json)
+    with asking.connected(broker) as found:
+        made = found.ask(request)
+        if broker == "auto" and found.socket is None:
+            # Meant for the system's, while that was not up, it would not be found there.
+            click.echo(f"safeclaw: with your own broker, state {found.state}", err=True)
+    return _show_key(made, as_json)
 
 
 @agent_group.command(name="list", help="All agents, with the age of their keys.")

@@ -1,7 +1,7 @@
 """A policy's ``resources:``: what is over the limit does not happen, and the journal says so.
 
-Limits of the whole session need a delegated cgroup: see ``tests/vm``, where a stock
-kernel has one.  Here is what needs none, and what is said where there is none.
+Limits of the whole session need a delegated cgroup.  Here is what needs none, and what is said
+where there is none.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def test_memory_of_a_session_needs_a_cgroup_and_nothing_runs_without(
     person: Person, isolation: str
 ) -> None:
     done = run(person, isolation, "memory: 128M", "open('ran', 'w')\n" + EATS)
-    assert done.returncode == 125, "this host delegates a cgroup: see tests/vm for what then holds"
+    assert done.returncode == 125, "this host delegates a cgroup"
     assert "cgroup" in done.stderr
     assert "hint: " in done.stderr
     assert "--allow-degraded cgroup" in done.stderr
