@@ -119,6 +119,7 @@ class Desk:
         self.health = Health(alerts, service.settings.alert_denials)
         self._later: list[_Later] = []
         self._looked: queue.SimpleQueue[list[Change]] = queue.SimpleQueue()
+        self._looking = self._look_again = False
         self._watch: PolicyWatch | None = None
         #: Threads that wait to be told how the broker is.
         self._wanted: queue.SimpleQueue[queue.SimpleQueue[Snapshot]] = queue.SimpleQueue()
@@ -224,10 +225,13 @@ class Desk:
     def tick(self) -> None:
         """Take in what the policies' thread has found, and expire what is due."""
         while not self._looked.empty():
+            self._looking = False
             changes = self.authority.policies.accept(self._looked.get())
             self.authority.changed(changes)
             if self._watch is not None:
                 self._watch.update(self.authority.policies.watched())
+            if self._look_again:
+                self.look()
         self.authority.tick(time.time())
         self.health.tick(self._house.sessions())
         while not self._wanted.empty():
@@ -253,12 +257,21 @@ class Desk:
     # ---- policies
 
     def look(self) -> None:
-        """Read the policies again, in a thread; :meth:`tick` takes in what that finds."""
+        """Read the policies again, in a thread; :meth:`tick` takes in what that finds.
+
+        One thread at a time: what changes meanwhile is looked at once more afterwards.
+        """
+        if self._looking:
+            self._look_again = True
+            return
+        self._looking, self._look_again = True, False
 
         def work() -> None:
+            changes: list[Change] = []
             try:
-                self._looked.put(self.authority.policies.look())
+                changes = self.authority.policies.look()
             finally:
+                self._looked.put(changes)
                 self._house.wake()
 
         threading.Thread(target=work, name="policies", daemon=True).start()
