@@ -41,12 +41,12 @@ def _files() -> list[Attack]:
         *(Attack(name, f"{name}.py", "outside") for name in others),
         Attack("new_calls", "new_calls.c", "outside"),
         Attack("set_user_id", "set_user_id.c", "outside"),
-        Attack("inode_version", "inode_version.py", "refusals"),
+        Attack("inode_version", "inode_version.py", "ioctls"),
         Attack("address_change", "address_change.py", "outside", root_only=True),
         Attack("magic_root", "magic_root.py", "outside"),
         # map_files wants a capability, so only root's control can work
         Attack("map_files", "map_files.py", "outside", root_only=True),
-        Attack("file_flags", "file_flags.py", "refusals"),
+        Attack("file_flags", "file_flags.py", "ioctls"),
         Attack("outside_view", "outside_view.py", "view", gap="no mount namespace: stat(2) tells"),
         Attack("outside_read", "outside_read.py", "outside"),
         Attack("other_terminal", "other_terminal.py", "outside"),
@@ -95,7 +95,7 @@ def _calls() -> list[Attack]:
         for name in root
     ]
     # the argument's high half is not the kernel's, and must not be the filter's
-    return [*found, Attack("call_ioctl", "refused_call.c", "refusals", word="high-bits-ioctl")]
+    return [*found, Attack("call_ioctl", "refused_call.c", "ioctls", word="high-bits-ioctl")]
 
 
 def _victims() -> list[Attack]:

@@ -110,6 +110,11 @@ def _refusals() -> None:
     _replace(kept, "filters", afresh)
 
 
+def _ioctls() -> None:
+    _refusals()
+    _replace(syscalls, "_IOCTL_TYPES", tuple(range(256)))
+
+
 def _exec_stop() -> None:
     _replace(programs.Image, "differs", _nothing)
 
@@ -149,6 +154,7 @@ DEFENCES = {
     "pinned": _pinned,  # acting on the private copy and the pinned objects, and the floor behind it
     "landlock": _landlock,  # the floor: rights to files, scopes of signals and abstract sockets
     "refusals": _refusals,  # the refusals by argument (the first seccomp program)
+    "ioctls": _ioctls,  # the list of requests of ioctl(2), and the refusals by argument
     "exec-stop": _exec_stop,  # the comparison of the new image with what was approved
     "loader": _loader,  # judging a loader as the program that it loads
     "closing": _closing,  # closing inherited descriptors
