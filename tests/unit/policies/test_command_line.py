@@ -64,5 +64,5 @@ def test_explain_of_an_unknown_policy_is_a_policy_error() -> None:
 
 def test_the_group_has_its_commands() -> None:
     assert set(policy_group.commands) == {
-        "check", "explain", "schema", "show", "suggest", "test",
+        "check", "diff", "explain", "schema", "show", "suggest", "test",
     }  # fmt: skip
