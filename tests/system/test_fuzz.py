@@ -87,7 +87,11 @@ def state_of(paths: list[Path]) -> list[tuple[object, ...]]:
             found.append((path, "gone"))
             continue
         at = path.stat()
-        content = path.read_bytes() if path.is_file() else sorted(os.listdir(path))
+        content: object = None  # a FIFO has come in its place
+        if path.is_file():
+            content = path.read_bytes()
+        elif path.is_dir():
+            content = sorted(os.listdir(path))
         names = ("ino", "mode", "uid", "gid", "nlink", "size", "mtime_ns", "ctime_ns")
         status = [getattr(at, f"st_{name}") for name in names]
         found.append((path, *status, content, tuple(os.listxattr(path))))
