@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import base64
 import binascii
-from hashlib import sha256
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final, Self
 
-import msgspec
-
-from safeclaw.daemon.journal.note import NoteError
+from safeclaw.daemon.journal.note import NoteError, PublicKey
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -26,40 +23,22 @@ _TIME_BYTES: Final = 8
 _TIME_MAX: Final = 2**63 - 1
 
 
-class WitnessKey(msgspec.Struct, frozen=True):
-    """A witness's public key: its name and 32 raw Ed25519 bytes."""
+class WitnessKey(PublicKey, frozen=True):
+    """A witness's public key: a note verifier of another type."""
 
-    name: str
-    raw: bytes
-
-    @property
-    def hash(self) -> bytes:
-        """Return the four bytes that name this key in a signature line."""
-        return sha256(self.name.encode() + b"\n" + ALGORITHM + self.raw).digest()[:4]
-
-    def text(self) -> str:
-        """Return the key as a verifier key, ``name+hash+base64``."""
-        body = base64.b64encode(ALGORITHM + self.raw).decode()
-        return f"{self.name}+{self.hash.hex()}+{body}"
+    algorithm: ClassVar[bytes] = ALGORITHM
+    kind: ClassVar[str] = "witness key"
 
     @classmethod
-    def parse(cls, text: str) -> WitnessKey:
+    def parse(cls, text: str) -> Self:
         """Read the form that :meth:`text` writes.
 
         Raises:
             NoteError: it is not such a key.
         """
-        name, _, rest = text.strip().partition("+")
-        digest, _, body = rest.partition("+")
-        try:
-            raw = base64.b64decode(body, validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise NoteError("not a witness's key: bad base64") from error
-        if raw[:1] != ALGORITHM or len(raw) != 33 or not is_name(name):
-            raise NoteError("not a witness's key (name+hash+base64, of type 4)")
-        key = cls(name, raw[1:])
-        if key.hash.hex() != digest:
-            raise NoteError("the witness key's hash does not match it")
+        key = super().parse(text)
+        if not is_name(key.name):
+            raise NoteError(f"not a {cls.kind}: a name without spaces and plus signs")
         return key
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 from hashlib import sha256
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final, Self
 
 import msgspec
 
@@ -32,18 +32,21 @@ class PublicKey(msgspec.Struct, frozen=True):
     name: str
     raw: bytes
 
+    algorithm: ClassVar[bytes] = ALGORITHM
+    kind: ClassVar[str] = "public key"
+
     @property
     def hash(self) -> bytes:
         """Return the four bytes that name this key in a signature line."""
-        return sha256(self.name.encode() + b"\n" + ALGORITHM + self.raw).digest()[:4]
+        return sha256(self.name.encode() + b"\n" + self.algorithm + self.raw).digest()[:4]
 
     def text(self) -> str:
         """Return the key in the note verifier form, ``name+hash+base64``."""
-        body = base64.b64encode(ALGORITHM + self.raw).decode()
+        body = base64.b64encode(self.algorithm + self.raw).decode()
         return f"{self.name}+{self.hash.hex()}+{body}"
 
     @classmethod
-    def parse(cls, text: str) -> PublicKey:
+    def parse(cls, text: str) -> Self:
         """Read the form that :meth:`text` writes.
 
         Raises:
@@ -54,12 +57,14 @@ class PublicKey(msgspec.Struct, frozen=True):
         try:
             raw = base64.b64decode(body, validate=True)
         except (binascii.Error, ValueError) as error:
-            raise NoteError("not a public key: bad base64") from error
-        if not name or raw[:1] != ALGORITHM or len(raw) != 33:
-            raise NoteError("not an Ed25519 note key (name+hash+base64)")
+            raise NoteError(f"not a {cls.kind}: bad base64") from error
+        if not name or raw[:1] != cls.algorithm or len(raw) != 33:
+            raise NoteError(
+                f"not a {cls.kind} (name+hash+base64, Ed25519, of type {cls.algorithm[0]})"
+            )
         key = cls(name, raw[1:])
         if key.hash.hex() != digest:
-            raise NoteError("the public key's hash does not match it")
+            raise NoteError(f"the {cls.kind}'s hash does not match it")
         return key
 
 
