@@ -18,6 +18,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from safeclaw.daemon import control, protocol
@@ -36,6 +37,7 @@ from safeclaw.daemon.service import Service
 from safeclaw.daemon.sessions import Past, Session, read_past
 from safeclaw.daemon.unfinished import closing
 from safeclaw.errors import BrokerError, JournalError, JournalFaultError, SafeclawError
+from safeclaw.policies.model import printable
 
 #: How many messages of one session are taken before the others get their turn.
 _TURN = 512
@@ -252,6 +254,7 @@ class Broker:
             self._gone(session)
         except Exception as problem:
             # SAFETY: what one peer says must not take the others' broker along.
+            sys.stderr.write(f"safeclawd: a defect, please report it: {_place_of(problem)}\n")
             self._refuse(session, f"a message that makes no sense ({type(problem).__name__})")
             return
         self._note_appended(session)
@@ -667,3 +670,10 @@ class Broker:
         # Whoever waits for the end need not wait until this process is taken apart.
         for session in list(self._sessions.values()):
             self._drop(session)
+
+
+def _place_of(problem: Exception) -> str:
+    """Return what went wrong and where, in one line."""
+    innermost = traceback.extract_tb(problem.__traceback__)[-1]
+    where = f"{os.path.basename(innermost.filename)}:{innermost.lineno}"
+    return printable(f"{type(problem).__name__} at {where}: {problem}"[:1000])

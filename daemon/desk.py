@@ -162,8 +162,9 @@ class Desk:
         if not self._later:
             return
         now = time.monotonic()
+        asked, self._later = self._later, []
         waiting: list[_Later] = []
-        for later in self._later:
+        for later in asked:
             left = [one for one in later.sessions if not one.concluded and not one.dropped]
             for session in left:
                 if session.killed is not None and now - session.killed >= _KILL_PATIENCE:
@@ -176,7 +177,7 @@ class Desk:
                 self._house.send(later.session, _not_stopped(left) if left else later.message)
             else:
                 waiting.append(later)
-        self._later = waiting
+        self._later[:0] = waiting
 
     # ---- what an authority needs of its broker
 

@@ -11,6 +11,7 @@ import array
 import enum
 import errno
 import grp
+import os
 import socket
 import struct
 
@@ -63,10 +64,32 @@ def peer_of(sock: socket.socket) -> Peer:
     return Peer(pid, uid, gid, frozenset(array.array("I", data)))
 
 
-def process_of(sock: socket.socket) -> int | None:
-    """Return a pidfd of who connected; None where it has gone, or before Linux 6.5."""
+def process_of(sock: socket.socket, peer: Peer) -> int | None:
+    """Return a pidfd of who connected; None where it has gone.
+
+    Before Linux 6.5 it is of who has the number now, if that is a process of the same user.
+    """
     try:
         return sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+    except OSError as problem:
+        if problem.errno != errno.ENOPROTOOPT:
+            return None
+    try:
+        process = os.pidfd_open(peer.pid)
+    except OSError:
+        return None
+    # SAFETY: the descriptor stays this process's; only then is it asked whose process it is, so
+    # that nobody can have somebody else's killed by leaving their number to it.
+    if _real_uid(peer.pid) == peer.uid:
+        return process
+    os.close(process)
+    return None
+
+
+def _real_uid(pid: int) -> int | None:
+    try:
+        with open(f"/proc/{pid}/status") as status:
+            return next(int(line.split()[1]) for line in status if line.startswith("Uid:"))
     except OSError:
         return None
 

@@ -88,7 +88,7 @@ class Session:
         self.killed: float | None = None
         self.stopping = False
         #: A pidfd of the process that connected; None where it was gone already.
-        self.process = process_of(channel.sock)
+        self.process = process_of(channel.sock, peer)
         self._policy: PolicyRef | None = None
         self._asking_rules: frozenset[str] = frozenset()
         #: Policies that it was given and has not adopted yet.
