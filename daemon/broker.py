@@ -22,20 +22,17 @@ import traceback
 from pathlib import Path
 
 from safeclaw.daemon import control, protocol
-from safeclaw.daemon.channel import Channel, socket_at
+from safeclaw.daemon.channel import socket_at
 from safeclaw.daemon.client import LOCK_NAME, SOCKET_NAME
-from safeclaw.daemon.committer import PACE, Committer
-from safeclaw.daemon.desk import Desk, Position
-from safeclaw.daemon.forwarding import Forwarding
-from safeclaw.daemon.health import Standing, standing
-from safeclaw.daemon.journal.journal import Journal
-from safeclaw.daemon.journal.record import Entry, RecordError, Template
-from safeclaw.daemon.journal.recovery import Unfinished
-from safeclaw.daemon.peer import Role, peer_of
+from safeclaw.daemon.desk import Desk
+from safeclaw.daemon.doors import Doors
+from safeclaw.daemon.health import Standing
+from safeclaw.daemon.journal.record import Entry, RecordError
+from safeclaw.daemon.ledger import Ledger, Position
 from safeclaw.daemon.pseudonyms import Veils
 from safeclaw.daemon.service import Service
 from safeclaw.daemon.sessions import Past, Session, read_past
-from safeclaw.daemon.unfinished import closing
+from safeclaw.daemon.unfinished import LeftOpen, closing
 from safeclaw.errors import BrokerError, JournalError, JournalFaultError, SafeclawError
 from safeclaw.policies.model import printable
 
@@ -50,14 +47,6 @@ _REST = 0.001
 #: How soon a thread that comes back from a sync gets the interpreter, in seconds.  Python's
 #: own 5 ms are as much as a record may take altogether (docs/adr/journal-commit-pace.md).
 _SWITCH = 0.0002
-#: How many connections one user may have at once.
-_CONNECTIONS_MAX = 512
-#: How many connections those may have, all together, who have no role at all.
-_STRANGERS_MAX = 64
-#: A peer that does not read what it is told is not listened to beyond so many packets.
-_UNREAD_MAX = 256
-#: How many sessions that ended lately may still bring records that were on their way.
-_LATELY_MAX = 256
 
 
 class Broker:
@@ -78,28 +67,16 @@ class Broker:
         self._state = state
         self._stay = stay
         self._directory = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._selector = selectors.EpollSelector()
-        self._listener = listener
-        self._sessions: dict[int, Session] = {}
-        self._journal: Journal | None = None
-        self._fault: SafeclawError | None = None
         self._woken, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._selector.register(self._woken, selectors.EVENT_READ)
-        self._selector.register(self._listener, selectors.EVENT_READ)
         self._stopping = False
-        self._committer: Committer | None = None
-        self._forwarding: Forwarding | None = None
-        self._appended = -1
-        #: Decisions that were taken in and are to be appended, in order.
-        self._taken: list[tuple[Template, int, int, int]] = []
         self._rest = False
-        self._served = False
         self._veils = Veils(state / "keys")
+        self._ledger = Ledger(state / "journal", self._veils, self._wake)
+        self._left_open = LeftOpen()
         self._service = service or Service(configuration=state)
         self._desk = Desk(state, self._service, self)
-        self._orphans: dict[str, Unfinished] = {}
-        self._lately: dict[str, None] = {}
-        self._orphans_until = 0.0
+        self._doors = Doors(listener, self._desk.authority.access)
+        self._doors.watch(self._woken)
 
     # ---- the loop
 
@@ -112,77 +89,71 @@ class Broker:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, self._turn)  # a hook has ended
         try:
-            self._journal = Journal.open(self._state / "journal")
-            self._journal.veil = self._veils
-            self._committer = Committer(self._journal, self._wake)
-            self._forwarding = Forwarding(self._journal.directory, self._journal.chain_id)
-            self._forwarding.durable(self._journal.durable)
+            unfinished = self._ledger.open()
             self._desk.authority.load()
-            self._close_orphans()
-            self._commit_soon()
+            if self._desk.system:
+                self._left_open.wait_for(unfinished, self._service.settings.grace)
+            else:
+                for entry in closing(unfinished):
+                    self._append(entry)
+            self._ledger.commit()
         except SafeclawError as problem:
-            self._fault = problem
+            self._ledger.fault = problem
         except OSError as problem:
-            self._fault = JournalError(f"{problem.filename or self._state}: {problem.strerror}")
-        if self._fault is not None:
-            self._desk.health.faulted(self._fault.message)
+            text = f"{problem.filename or self._state}: {problem.strerror}"
+            self._ledger.fault = JournalError(text)
+        if self.fault is not None:
+            self._desk.health.faulted(self.fault.message)
         if self._stay:
-            self._selector.register(self._desk.watch(), selectors.EVENT_READ)
+            self._doors.watch(self._desk.watch())
         self._desk.serve_metrics()
         self._service.ready(self._desk.told())
         while True:
             if self._rest:
                 self._rest = False
                 time.sleep(_REST)
-            for key, events in self._selector.select(self._timeout()):
-                if key.fileobj is self._listener:
-                    self._accept()
-                elif key.fd == self._woken:
+            for descriptor, events in self._doors.select(self._timeout()):
+                session = self._doors.session(descriptor)
+                if session is not None:
+                    self._serve(session, events)
+                elif descriptor == self._doors.listener.fileno():
+                    self._doors.accept()
+                elif descriptor == self._woken:
                     with contextlib.suppress(BlockingIOError):
                         os.read(self._woken, 4096)
-                elif self._desk.watches(key.fd):
-                    pass
-                elif key.fd in self._sessions:
-                    self._serve(self._sessions[key.fd], events)
+                else:
+                    self._desk.watches(descriptor)
             self._acknowledge()
             self._tick()
             self._service.alive(self._desk.told)
             if self._stopping:
                 # No session_end: the supervisors may go on with the next broker.
                 if not self._desk.system:
-                    for session in list(self._sessions.values()):
+                    for session in self._doors.connected():
                         self._post(session, protocol.Refused("the broker is being stopped"))
                 self._service.stopping()
                 self._finish()
                 return
-            if self._live() or self._stay:
+            if self._doors.live() or self._stay:
                 self._release()
-            elif self._served and self._retire():
+            elif self._doors.served and self._retire():
                 return
-
-    def _live(self) -> bool:
-        """Whether a session goes on."""
-        return any(not session.concluded for session in self._sessions.values())
 
     def _release(self) -> None:
         """Let go of the sessions that have ended."""
-        for session in list(self._sessions.values()):
+        for session in self._doors.connected():
             if session.concluded and not session.channel.posted:
                 self._drop(session)
 
     def _timeout(self) -> float | None:
-        if self._served and not self._stay and not self._live():
+        if self._doors.served and not self._stay and not self._doors.live():
             return _IDLE_RETRY
         waits = [self._service.next_alive(), self._desk.next_tick()]
-        if self._orphans:
-            waits.append(max(0.0, self._orphans_until - time.monotonic()))
-        if self._journal is not None and self._fault is None:
-            # What is due stays due until it is committed, and the committer wakes this loop.
-            waits.append(max(PACE, (self._journal.next_tick_ns() - time.monotonic_ns()) / 1e9))
+        waits += [self._left_open.next_due(), self._ledger.next_tick()]
         return min((wait for wait in waits if wait is not None), default=None)
 
     def _stop(self, *_: object) -> None:
-        self._stopping = True
+        self._stopping = self._ledger.closing = True
 
     def _turn(self, *_: object) -> None:
         pass  # the wake-up descriptor has the loop turn
@@ -190,48 +161,16 @@ class Broker:
     def _hang_up(self, *_: object) -> None:
         self._desk.look()
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                sock, _ = self._listener.accept()
-            except BlockingIOError:
-                return
-            except OSError:
-                return  # out of descriptors: the others go on, this one gets no answer
-            peer = peer_of(sock)
-            access = self._desk.authority.access
-            crowd = sum(one.uid == peer.uid for one in self._sessions.values())
-            full = crowd >= _CONNECTIONS_MAX
-            if not access.roles(peer):
-                # SAFETY: one person may have many uids (subuid(5)); together they get a few.
-                strangers = sum(
-                    not access.roles(one.peer) for one in self._sessions.values() if one.id is None
-                )
-                full = full or not access.system or strangers >= _STRANGERS_MAX
-            if full:
-                sock.close()
-                continue
-            self._served = True
-            sock.setblocking(True)
-            opens = Role.RUN in access.roles(peer)
-            # Who can open no session has nothing long to say.
-            longest = protocol.MESSAGE_MAX if opens else control.MESSAGE_MAX
-            session = Session(Channel(sock, message_max=longest), peer)
-            self._sessions[sock.fileno()] = session
-            self._selector.register(sock, selectors.EVENT_READ, session)
-
     def _serve(self, session: Session, events: int) -> None:
         channel = session.channel
         before = session.number
         try:
             if events & selectors.EVENT_WRITE:
-                channel.push()
-                self._listen_for(session)
+                self._doors.push(session)
             if not events & selectors.EVENT_READ:
                 return
             for _ in range(_TURN):
-                if channel.posted > _UNREAD_MAX:
-                    self._listen_for(session)
+                if self._doors.full(session):
                     break
                 data = channel.take()
                 if data is None:
@@ -244,7 +183,7 @@ class Broker:
                     return  # it was refused
                 if session.waits:
                     break  # it sends one and waits; if there is more, the poller says so
-            self._append_taken()
+            self._ledger.append_taken()
         except JournalFaultError as problem:
             self._fail(problem)
         except (BrokerError, JournalError) as problem:
@@ -257,9 +196,9 @@ class Broker:
             sys.stderr.write(f"safeclawd: a defect, please report it: {_place_of(problem)}\n")
             self._refuse(session, f"a message that makes no sense ({type(problem).__name__})")
             return
-        self._note_appended(session)
+        self._ledger.mark(session)
         if not self._rest and session.number > before and not session.waits:
-            self._rest = not any(each.waits for each in self._sessions.values())
+            self._rest = not any(each.waits for each in self._doors.connected())
 
     # ---- what supervisors say
 
@@ -268,12 +207,12 @@ class Broker:
             split = protocol.split_decided(data)
             if split is not None:
                 number, pid, latency, tail = split
-                journal = self._journal
-                if journal is None or self._fault is not None:
+                journal = self._ledger.journal
+                if journal is None:
                     return
                 if self._in_order(session, number):
                     template = session.decision(data, tail, journal.template)
-                    self._taken.append((template, number, pid, latency))
+                    self._ledger.take(template, number, pid, latency)
                 return
             elif control.is_request(data):
                 raise BrokerError("a request in the middle of a session")
@@ -291,27 +230,27 @@ class Broker:
         match message:
             case protocol.Renew(at):
                 # SAFETY: who was told to stop, or has ended, gets no more time.
-                if self._fault is None and not session.ended and not session.stopping:
+                if self.fault is None and not session.ended and not session.stopping:
                     self._post(session, protocol.Granted(at))
             case protocol.Flush():
                 session.flush = True
             case protocol.End(reason, status):
                 self._end(session, reason, status)
             case protocol.Started(number, _):
-                if self._fault is None and self._in_order(session, number):
+                if self.fault is None and self._in_order(session, number):
                     self._append(session.start(message))
             case protocol.Violated(number):
-                if self._fault is None and self._in_order(session, number):
+                if self.fault is None and self._in_order(session, number):
                     self._append(session.violation(message))
             case protocol.Limited(number):
-                if self._fault is None and self._in_order(session, number):
+                if self.fault is None and self._in_order(session, number):
                     self._append(session.limit(message))
             case protocol.Adopted(number):
-                if self._fault is None and self._in_order(session, number):
-                    self._append_taken()
+                if self.fault is None and self._in_order(session, number):
+                    self._ledger.append_taken()
                     self._append(session.adopt(message))
             case protocol.Ask():
-                if self._fault is None and not session.ended:
+                if self.fault is None and not session.ended:
                     self._desk.authority.ask(session, message)
             case protocol.Withdraw(ticket):
                 self._desk.authority.withdraw(session, ticket)
@@ -324,8 +263,9 @@ class Broker:
                 f"the supervisor speaks version {hello.version}, this broker "
                 f"{protocol.VERSION}: end the other sessions first"
             )
-        if self._fault is not None or self._journal is None:
-            self._deny(session, self._fault or BrokerError("the broker is not ready"))
+        journal = self._ledger.journal
+        if journal is None:
+            self._deny(session, self.fault or BrokerError("the broker is not ready"))
             return
         try:
             opening = self._desk.authority.open(session.peer, hello)
@@ -352,7 +292,7 @@ class Broker:
             session.id,
             opening.policy,
             (str(self._state), *self._service.protected),
-            self._journal.chain_id,
+            journal.chain_id,
             os.getpid(),
             opening.read_only,
             self._service.settings.grace if self._desk.system else 0.0,
@@ -366,11 +306,10 @@ class Broker:
         if any(one.id == ident for one in self.sessions()):
             raise BrokerError("the session is open already")
         # Reading takes as long as the journal is: at most once for each session that was.
-        if self._desk.system and not (ident in self._orphans or ident in self._lately):
+        if self._desk.system and ident not in self._left_open:
             raise BrokerError("no such session was left open")
         past = read_past(self._state / "journal", ident, uid=session.uid, agent=agent)
-        self._orphans.pop(ident, None)
-        self._lately.pop(ident, None)
+        self._left_open.came_back(ident)
         return past
 
     # ---- what its desk needs
@@ -378,33 +317,28 @@ class Broker:
     @property
     def fault(self) -> SafeclawError | None:
         """Why nothing is allowed any more."""
-        return self._fault
+        return self._ledger.fault
 
     @property
     def position(self) -> Position:
         """Where the journal stands."""
-        durable = self._committer.durable if self._committer is not None else -1
-        if self._journal is None:
-            return Position(None, -1, durable)
-        return Position(self._journal.chain_id, self._journal.head[0], durable)
+        return self._ledger.position
 
     @property
     def standing(self) -> Standing:
         """Where the journal stands, and its copy."""
-        if self._journal is None:
-            return Standing()
-        return standing(self._journal, self._forwarding, self.position.durable)
+        return self._ledger.standing
 
     def sessions(self) -> list[Session]:
         """Return the sessions that run."""
-        return [one for one in self._sessions.values() if one.id is not None and not one.concluded]
+        return self._doors.running()
 
     def append_urgent(self, entry: Entry) -> None:
         """Append a record, and have it on disk soon; a fault is the whole broker's.
 
         BrokerError for what no record can hold: then nothing is appended.
         """
-        if self._fault is not None:
+        if self.fault is not None:
             return
         try:
             self._append(entry)
@@ -417,15 +351,11 @@ class Broker:
 
     def hurry(self) -> None:
         """Have what is appended on disk soon."""
-        self._commit_soon(waits=True)
+        self._ledger.commit(soon=True)
 
     def send(self, session: Session, message: bytes) -> None:
         """Send a message now, as far as there is room; the rest when there is."""
-        try:
-            if session.channel.fileno() >= 0 and not session.channel.post(message):
-                self._listen_for(session)
-        except OSError:
-            pass  # its end of file is on the way
+        self._doors.send(session, message)
 
     def expel(self, session: Session, reason: str) -> None:
         """End a session that does not end itself."""
@@ -435,16 +365,6 @@ class Broker:
         """Have the loop turn, from any thread."""
         with contextlib.suppress(BlockingIOError):
             os.write(self._wake, b"w")
-
-    def _close_orphans(self) -> None:
-        """Close the sessions that nobody speaks for: at once, or when they have not come back."""
-        assert self._journal is not None
-        if not self._desk.system:
-            for entry in closing(self._journal.unfinished):
-                self._append(entry)
-            return
-        self._orphans = {one.session: one for one in self._journal.unfinished}
-        self._orphans_until = time.monotonic() + self._service.settings.grace
 
     def _in_order(self, session: Session, number: int) -> bool:
         """Check the number; False for a record that a resumed session need not repeat."""
@@ -461,7 +381,7 @@ class Broker:
         return True
 
     def _end(self, session: Session, reason: str, status: int | None) -> None:
-        if self._fault is None and not session.ended:
+        if self.fault is None and not session.ended:
             self._append(session.end(reason, status))
         session.ended = True
         session.ending = True
@@ -471,61 +391,36 @@ class Broker:
         if session.concluded or session.id is None:
             self._drop(session)
             return
-        if not session.ended and self._fault is None:
+        if not session.ended and self.fault is None:
             session.ended = True
             try:
                 self._append(session.end("the supervisor has gone", None))
             except JournalError as problem:
                 self._fail(problem)
         # Not read any more, but kept: it closes when all is on disk.
-        self._selector.unregister(session.channel.sock)
-        session.deaf = True
+        self._doors.deafen(session)
         session.ending = True
-        self._note_appended(session)
+        self._ledger.mark(session)
 
     # ---- the journal
 
     def _append(self, entry: Entry) -> None:
-        assert self._journal is not None
-        self._append_taken()
-        self._appended = self._journal.append(entry)
+        self._ledger.append(entry)
         self._desk.health.noted(entry)
-
-    def _append_taken(self) -> None:
-        """Append the decisions that were taken in."""
-        taken, self._taken = self._taken, []
-        if taken and self._fault is None and self._journal is not None:
-            self._appended = self._journal.append_all(taken)
-
-    def _note_appended(self, session: Session) -> None:
-        """Remember how far this session's records reach, and have them written."""
-        if session.number > session.marked or session.ending or session.flush:
-            session.marked = session.number
-            session.marks.append((self._appended, session.number))
-        # What others wait for they have asked for themselves.
-        self._commit_soon(waits=session.waits)
-
-    def _commit_soon(self, *, waits: bool = False) -> None:
-        if self._committer is not None:
-            self._committer.appended(self._appended, soon=waits or self._stopping)
 
     def _acknowledge(self) -> None:
         """Tell the sessions how far their records are on disk."""
-        if self._committer is None:
-            self._desk.settle(-1)  # there is no journal; why is still to be told
-            return
-        durable = self._committer.durable
-        if self._forwarding is not None:
-            self._forwarding.durable(durable)
-        problem = self._committer.fault
-        if problem is not None and self._fault is None:
+        try:
+            durable = self._ledger.settled()
+        except JournalError as problem:
             self._fail(problem)
-        for session in list(self._sessions.values()):
+            durable = self.position.durable
+        for session in self._doors.connected():
             number = session.durable
             marks = session.marks
             while marks and marks[0][0] <= durable:
                 number = marks.popleft()[1]
-            if session.ending and (self._fault is not None or not marks):
+            if session.ending and (self.fault is not None or not marks):
                 self._conclude(session, number)
                 continue
             session.durable = number
@@ -534,7 +429,7 @@ class Broker:
                 self._post(session, protocol.Ack(number))
             if not marks:
                 session.flush = False
-        self._desk.settle(durable)
+        self._desk.settle(durable)  # even without a journal: why is still to be told
 
     def _conclude(self, session: Session, number: int) -> None:
         """Confirm the end of a session, once it is on disk.
@@ -542,7 +437,7 @@ class Broker:
         The channel of the last one closes only with the broker: whoever waits
         for that finds the journal closed.
         """
-        if self._fault is None:
+        if self.fault is None:
             self._post(session, protocol.Ack(number))
             self._post(session, protocol.Ended())
         session.ending = False
@@ -551,32 +446,21 @@ class Broker:
 
     def _fail(self, problem: JournalError) -> None:
         """Allow nothing any more; tell every session why."""
-        if self._fault is not None:
-            return
-        reason = (self._journal.fault if self._journal is not None else None) or problem.message
-        self._fault = JournalFaultError(
-            f"the journal cannot be written: {reason}", hint=problem.hint
-        )
-        for session in list(self._sessions.values()):
-            self._post(session, protocol.Fault(reason))
-        self._desk.health.faulted(self._fault.message)
+        reason = self._ledger.fail(problem)
+        if reason is not None and self.fault is not None:
+            for session in self._doors.connected():
+                self._post(session, protocol.Fault(reason))
+            self._desk.health.faulted(self.fault.message)
 
     def _tick(self) -> None:
         """Do what is due: expired questions, lost sessions, checkpoints and heartbeats."""
-        journal = self._journal
         self._desk.tick()
-        if journal is None or self._fault is not None:
+        if self.fault is not None:
             return
-        if self._orphans and time.monotonic() >= self._orphans_until:
-            orphans, self._orphans = self._orphans, {}
-            for entry in closing(orphans.values(), gone=True):
-                self.append_urgent(entry)
-        if time.monotonic_ns() < journal.next_tick_ns():
-            return
+        for entry in self._left_open.due():
+            self.append_urgent(entry)
         try:
-            if journal.tick():
-                self._appended = journal.head[0]
-                self._commit_soon()
+            self._ledger.tick()
         except JournalError as problem:
             self._fail(problem)
 
@@ -584,15 +468,6 @@ class Broker:
 
     def _post(self, session: Session, message: protocol.ToSupervisor) -> None:
         self.send(session, protocol.encode(message))
-
-    def _listen_for(self, session: Session) -> None:
-        if session.deaf:
-            return
-        posted = session.channel.posted
-        events = selectors.EVENT_READ if posted <= _UNREAD_MAX else 0
-        if posted:
-            events |= selectors.EVENT_WRITE
-        self._selector.modify(session.channel.sock, events, session)
 
     def _deny(self, session: Session, problem: SafeclawError) -> None:
         """Refuse to open a session."""
@@ -602,38 +477,29 @@ class Broker:
     def _refuse(self, session: Session, reason: str) -> None:
         """End a session that broke the rules, or that cannot go on."""
         try:
-            self._append_taken()
+            self._ledger.append_taken()
         except JournalFaultError as problem:
             self._fail(problem)
         except JournalError:
             pass  # it is what the session is refused for
-        if session.id is not None and not session.ended and self._fault is None:
+        if session.id is not None and not session.ended and self.fault is None:
             try:
                 self._append(session.end(f"ended by the broker: {reason}", None))
-                self._commit_soon()
+                self._ledger.commit()
             except JournalError as problem:
                 self._fail(problem)
         self._post(session, protocol.Refused(reason))
         self._drop(session)
 
     def _drop(self, session: Session) -> None:
-        number = session.channel.fileno()
-        if number < 0:
+        if session.channel.fileno() < 0:
             return
-        del self._sessions[number]
         session.dropped = True
         self._desk.left(session)
         if session.id is not None:
-            self._lately[session.id] = None
-            if len(self._lately) > _LATELY_MAX:
-                del self._lately[next(iter(self._lately))]
+            self._left_open.broke_off(session.id)
         self._veils.uncover(session.id or "")
-        if not session.deaf:
-            self._selector.unregister(session.channel.sock)
-        session.channel.close()
-        if session.process is not None:
-            os.close(session.process)
-            session.process = None
+        self._doors.close(session)
 
     # ---- the end
 
@@ -645,8 +511,8 @@ class Broker:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return False
-            self._accept()
-            if self._live():
+            self._doors.accept()
+            if self._doors.live():
                 return False
             # Still under the lock: whoever starts the next broker finds the journal free.
             self._finish()
@@ -657,18 +523,10 @@ class Broker:
     def _finish(self) -> None:
         with contextlib.suppress(OSError):  # the lock and the journal decide, not the name
             os.unlink(socket_at(self._directory, SOCKET_NAME))
-        self._listener.close()
-        with contextlib.suppress(JournalError):
-            self._append_taken()
-        if self._committer is not None:
-            self._committer.stop()
-        if self._journal is not None:
-            with contextlib.suppress(JournalError):  # nobody is left to be told
-                self._journal.close()
-            if self._forwarding is not None:
-                self._forwarding.stop(self._journal.durable)
+        self._doors.listener.close()
+        self._ledger.close()
         # Whoever waits for the end need not wait until this process is taken apart.
-        for session in list(self._sessions.values()):
+        for session in self._doors.connected():
             self._drop(session)
 
 

@@ -25,6 +25,7 @@ from safeclaw.daemon.authority import Authority
 from safeclaw.daemon.health import Health, Snapshot, Standing
 from safeclaw.daemon.inforce import Change
 from safeclaw.daemon.journal.record import Entry, RecordType
+from safeclaw.daemon.ledger import Position
 from safeclaw.daemon.peer import Access, Peer, Role
 from safeclaw.daemon.requests import Requests
 from safeclaw.daemon.service import Service
@@ -40,14 +41,6 @@ if TYPE_CHECKING:
 _KILL_PATIENCE = 1.0
 #: How long a request waits for sessions to end.
 _ENDING_PATIENCE = 10.0
-
-
-class Position(msgspec.Struct, frozen=True):
-    """Where the journal stands: its chain, the last record, the last one on disk."""
-
-    chain: str | None
-    head: int
-    durable: int
 
 
 class House(Protocol):

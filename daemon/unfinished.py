@@ -7,6 +7,7 @@ whose broker and supervisor are both dead is closed by the next start of a broke
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,48 @@ from safeclaw.daemon.journal.record import Entry, RecordType
 from safeclaw.daemon.journal.recovery import Unfinished
 
 _LOST = "the broker and the supervisor of this session died: its last records may be missing"
+
+
+#: How many sessions that ended lately may still bring records that were on their way.
+_LATELY_MAX = 256
+
+
+class LeftOpen:
+    """The sessions that may come back to this broker: the last one's, and those that broke off."""
+
+    def __init__(self) -> None:
+        self._orphans: dict[str, Unfinished] = {}
+        self._until = 0.0
+        self._lately: dict[str, None] = {}
+
+    def wait_for(self, sessions: Iterable[Unfinished], grace: float) -> None:
+        """Give the sessions of the last broker so many seconds to come back."""
+        self._orphans = {one.session: one for one in sessions}
+        self._until = time.monotonic() + grace
+
+    def broke_off(self, ident: str) -> None:
+        """Remember a session whose connection has ended."""
+        self._lately[ident] = None
+        if len(self._lately) > _LATELY_MAX:
+            del self._lately[next(iter(self._lately))]
+
+    def __contains__(self, ident: str) -> bool:
+        return ident in self._orphans or ident in self._lately
+
+    def came_back(self, ident: str) -> None:
+        """Take in that a session goes on."""
+        self._orphans.pop(ident, None)
+        self._lately.pop(ident, None)
+
+    def due(self) -> Iterator[Entry]:
+        """Yield what closes the sessions that have not come back in time."""
+        if self._orphans and time.monotonic() >= self._until:
+            orphans, self._orphans = self._orphans, {}
+            yield from closing(orphans.values(), gone=True)
+
+    def next_due(self) -> float | None:
+        """Return in how many seconds :meth:`due` has something; None for never."""
+        return max(0.0, self._until - time.monotonic()) if self._orphans else None
 
 
 def closing(sessions: Iterable[Unfinished], *, gone: bool = False) -> Iterator[Entry]:

@@ -1,0 +1,142 @@
+"""The broker's sockets: who is let in, who is listened to, and what they are sent.
+
+It belongs to the broker's main thread and lives as long as the broker.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import socket
+
+from safeclaw.daemon import control, protocol
+from safeclaw.daemon.channel import Channel
+from safeclaw.daemon.peer import Access, Peer, Role, peer_of
+from safeclaw.daemon.sessions import Session
+
+#: How many connections one user may have at once.
+_CONNECTIONS_MAX = 512
+#: How many connections those may have, all together, who have no role at all.
+_STRANGERS_MAX = 64
+#: A peer that does not read what it is told is not listened to beyond so many packets.
+_UNREAD_MAX = 256
+
+
+class Doors:
+    """See the module."""
+
+    def __init__(self, listener: socket.socket, access: Access) -> None:
+        self.listener = listener
+        self._access = access
+        self._selector = selectors.EpollSelector()
+        self._selector.register(listener, selectors.EVENT_READ)
+        self._sessions: dict[int, Session] = {}
+        #: Whether anybody was ever let in.
+        self.served = False
+
+    def watch(self, descriptor: int) -> None:
+        """Have :meth:`select` tell of another descriptor, too."""
+        self._selector.register(descriptor, selectors.EVENT_READ)
+
+    def select(self, timeout: float | None) -> list[tuple[int, int]]:
+        """Wait; return descriptors and what they are ready for (selectors.EVENT_*)."""
+        return [(key.fd, events) for key, events in self._selector.select(timeout)]
+
+    # ---- who is there
+
+    def session(self, descriptor: int) -> Session | None:
+        """Return whose descriptor it is."""
+        return self._sessions.get(descriptor)
+
+    def connected(self) -> list[Session]:
+        """Return everybody, whether a session was opened or not."""
+        return list(self._sessions.values())
+
+    def running(self) -> list[Session]:
+        """Return the sessions that run."""
+        return [one for one in self._sessions.values() if one.id is not None and not one.concluded]
+
+    def live(self) -> bool:
+        """Whether a session goes on."""
+        return any(not one.concluded for one in self._sessions.values())
+
+    # ---- coming and going
+
+    def accept(self) -> None:
+        """Let in whoever has connected."""
+        while True:
+            try:
+                sock, _ = self.listener.accept()
+            except BlockingIOError:
+                return
+            except OSError:
+                return  # out of descriptors: the others go on, this one gets no answer
+            peer = peer_of(sock)
+            if self._crowded(peer):
+                sock.close()
+                continue
+            self.served = True
+            sock.setblocking(True)
+            # Who can open no session has nothing long to say.
+            opens = Role.RUN in self._access.roles(peer)
+            longest = protocol.MESSAGE_MAX if opens else control.MESSAGE_MAX
+            session = Session(Channel(sock, message_max=longest), peer)
+            self._sessions[sock.fileno()] = session
+            self._selector.register(sock, selectors.EVENT_READ, session)
+
+    def _crowded(self, peer: Peer) -> bool:
+        crowd = sum(one.uid == peer.uid for one in self._sessions.values())
+        if self._access.roles(peer):
+            return crowd >= _CONNECTIONS_MAX
+        # SAFETY: one person may have many uids (subuid(5)); together they get a few.
+        strangers = sum(
+            not self._access.roles(one.peer) for one in self._sessions.values() if one.id is None
+        )
+        return not self._access.system or strangers >= _STRANGERS_MAX
+
+    def deafen(self, session: Session) -> None:
+        """Read no more from a session, but keep its channel."""
+        self._selector.unregister(session.channel.sock)
+        session.deaf = True
+
+    def close(self, session: Session) -> None:
+        """Let go of a session's channel and process."""
+        del self._sessions[session.channel.fileno()]
+        if not session.deaf:
+            self._selector.unregister(session.channel.sock)
+        session.channel.close()
+        if session.process is not None:
+            os.close(session.process)
+            session.process = None
+
+    # ---- what they are sent
+
+    def send(self, session: Session, message: bytes) -> None:
+        """Send a message now, as far as there is room; the rest when there is."""
+        try:
+            if session.channel.fileno() >= 0 and not session.channel.post(message):
+                self.listen(session)
+        except OSError:
+            pass  # its end of file is on the way
+
+    def full(self, session: Session) -> bool:
+        """Whether a session has too much left to read to be listened to; it is not, then."""
+        if session.channel.posted <= _UNREAD_MAX:
+            return False
+        self.listen(session)
+        return True
+
+    def push(self, session: Session) -> None:
+        """Send what there is room for now.  OSError."""
+        session.channel.push()
+        self.listen(session)
+
+    def listen(self, session: Session) -> None:
+        """Wait for what a session says, and for room for what it is sent."""
+        if session.deaf:
+            return
+        posted = session.channel.posted
+        events = selectors.EVENT_READ if posted <= _UNREAD_MAX else 0
+        if posted:
+            events |= selectors.EVENT_WRITE
+        self._selector.modify(session.channel.sock, events, session)
