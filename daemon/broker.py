@@ -13,31 +13,27 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import selectors
 import signal
 import socket
 import sys
 import time
-import traceback
 from pathlib import Path
 
-from safeclaw.daemon import control, protocol
+from safeclaw.daemon import protocol
 from safeclaw.daemon.channel import socket_at
 from safeclaw.daemon.client import LOCK_NAME, SOCKET_NAME
 from safeclaw.daemon.desk import Desk
 from safeclaw.daemon.doors import Doors
 from safeclaw.daemon.health import Standing
+from safeclaw.daemon.intake import Intake
 from safeclaw.daemon.journal.record import Entry, RecordError
 from safeclaw.daemon.ledger import Ledger, Position
 from safeclaw.daemon.pseudonyms import Veils
 from safeclaw.daemon.service import Service
-from safeclaw.daemon.sessions import Past, Session, read_past
-from safeclaw.daemon.unfinished import LeftOpen, closing
-from safeclaw.errors import BrokerError, JournalError, JournalFaultError, SafeclawError
-from safeclaw.policies.model import printable
+from safeclaw.daemon.sessions import Session
+from safeclaw.daemon.unfinished import closing
+from safeclaw.errors import BrokerError, JournalError, SafeclawError
 
-#: How many messages of one session are taken before the others get their turn.
-_TURN = 512
 #: While another process holds the start lock, an idle broker looks again after this long.
 _IDLE_RETRY = 0.1
 #: How long records may lie in the sockets while nobody waits for them, in seconds: the
@@ -69,14 +65,13 @@ class Broker:
         self._directory = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._woken, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._stopping = False
-        self._rest = False
-        self._veils = Veils(state / "keys")
-        self._ledger = Ledger(state / "journal", self._veils, self._wake)
-        self._left_open = LeftOpen()
+        veils = Veils(state / "keys")
+        self._ledger = Ledger(state / "journal", veils, self._wake)
         self._service = service or Service(configuration=state)
         self._desk = Desk(state, self._service, self)
         self._doors = Doors(listener, self._desk.authority.access)
         self._doors.watch(self._woken)
+        self._intake = Intake(state, self._service, self._ledger, self._doors, self._desk, veils)
 
     # ---- the loop
 
@@ -92,10 +87,10 @@ class Broker:
             unfinished = self._ledger.open()
             self._desk.authority.load()
             if self._desk.system:
-                self._left_open.wait_for(unfinished, self._service.settings.grace)
+                self._intake.left_open.wait_for(unfinished, self._service.settings.grace)
             else:
                 for entry in closing(unfinished):
-                    self._append(entry)
+                    self._intake.append(entry)
             self._ledger.commit()
         except SafeclawError as problem:
             self._ledger.fault = problem
@@ -109,13 +104,13 @@ class Broker:
         self._desk.serve_metrics()
         self._service.ready(self._desk.told())
         while True:
-            if self._rest:
-                self._rest = False
+            if self._intake.rest:
+                self._intake.rest = False
                 time.sleep(_REST)
             for descriptor, events in self._doors.select(self._timeout()):
                 session = self._doors.session(descriptor)
                 if session is not None:
-                    self._serve(session, events)
+                    self._intake.serve(session, events)
                 elif descriptor == self._doors.listener.fileno():
                     self._doors.accept()
                 elif descriptor == self._woken:
@@ -130,7 +125,7 @@ class Broker:
                 # No session_end: the supervisors may go on with the next broker.
                 if not self._desk.system:
                     for session in self._doors.connected():
-                        self._post(session, protocol.Refused("the broker is being stopped"))
+                        self._intake.post(session, protocol.Refused("the broker is being stopped"))
                 self._service.stopping()
                 self._finish()
                 return
@@ -143,13 +138,13 @@ class Broker:
         """Let go of the sessions that have ended."""
         for session in self._doors.connected():
             if session.concluded and not session.channel.posted:
-                self._drop(session)
+                self._intake.drop(session)
 
     def _timeout(self) -> float | None:
         if self._doors.served and not self._stay and not self._doors.live():
             return _IDLE_RETRY
         waits = [self._service.next_alive(), self._desk.next_tick()]
-        waits += [self._left_open.next_due(), self._ledger.next_tick()]
+        waits += [self._intake.left_open.next_due(), self._ledger.next_tick()]
         return min((wait for wait in waits if wait is not None), default=None)
 
     def _stop(self, *_: object) -> None:
@@ -160,157 +155,6 @@ class Broker:
 
     def _hang_up(self, *_: object) -> None:
         self._desk.look()
-
-    def _serve(self, session: Session, events: int) -> None:
-        channel = session.channel
-        before = session.number
-        try:
-            if events & selectors.EVENT_WRITE:
-                self._doors.push(session)
-            if not events & selectors.EVENT_READ:
-                return
-            for _ in range(_TURN):
-                if self._doors.full(session):
-                    break
-                data = channel.take()
-                if data is None:
-                    break
-                if not data:
-                    self._gone(session)
-                    return
-                self._take(session, data)
-                if channel.fileno() < 0:
-                    return  # it was refused
-                if session.waits:
-                    break  # it sends one and waits; if there is more, the poller says so
-            self._ledger.append_taken()
-        except JournalFaultError as problem:
-            self._fail(problem)
-        except (BrokerError, JournalError) as problem:
-            self._refuse(session, problem.message)
-            return
-        except OSError:
-            self._gone(session)
-        except Exception as problem:
-            # SAFETY: what one peer says must not take the others' broker along.
-            sys.stderr.write(f"safeclawd: a defect, please report it: {_place_of(problem)}\n")
-            self._refuse(session, f"a message that makes no sense ({type(problem).__name__})")
-            return
-        self._ledger.mark(session)
-        if not self._rest and session.number > before and not session.waits:
-            self._rest = not any(each.waits for each in self._doors.connected())
-
-    # ---- what supervisors say
-
-    def _take(self, session: Session, data: bytes) -> None:
-        if session.id is not None:
-            split = protocol.split_decided(data)
-            if split is not None:
-                number, pid, latency, tail = split
-                journal = self._ledger.journal
-                if journal is None:
-                    return
-                if self._in_order(session, number):
-                    template = session.decision(data, tail, journal.template)
-                    self._ledger.take(template, number, pid, latency)
-                return
-            elif control.is_request(data):
-                raise BrokerError("a request in the middle of a session")
-        elif control.is_request(data):
-            self._desk.answer(session, data)
-            return
-        message = protocol.decode_to_broker(data)
-        if isinstance(message, protocol.Hello):
-            if session.id is not None:
-                raise BrokerError("the session is already open")
-            self._open(session, message)
-            return
-        if session.id is None:
-            raise BrokerError("a session begins with hello")
-        match message:
-            case protocol.Renew(at):
-                # SAFETY: who was told to stop, or has ended, gets no more time.
-                if self.fault is None and not session.ended and not session.stopping:
-                    self._post(session, protocol.Granted(at))
-            case protocol.Flush():
-                session.flush = True
-            case protocol.End(reason, status):
-                self._end(session, reason, status)
-            case protocol.Started(number, _):
-                if self.fault is None and self._in_order(session, number):
-                    self._append(session.start(message))
-            case protocol.Violated(number):
-                if self.fault is None and self._in_order(session, number):
-                    self._append(session.violation(message))
-            case protocol.Limited(number):
-                if self.fault is None and self._in_order(session, number):
-                    self._append(session.limit(message))
-            case protocol.Adopted(number):
-                if self.fault is None and self._in_order(session, number):
-                    self._ledger.append_taken()
-                    self._append(session.adopt(message))
-            case protocol.Ask():
-                if self.fault is None and not session.ended:
-                    self._desk.authority.ask(session, message)
-            case protocol.Withdraw(ticket):
-                self._desk.authority.withdraw(session, ticket)
-            case protocol.Decided():
-                raise BrokerError("a decision in another than its one encoding")
-
-    def _open(self, session: Session, hello: protocol.Hello) -> None:
-        if hello.version != protocol.VERSION:
-            raise BrokerError(
-                f"the supervisor speaks version {hello.version}, this broker "
-                f"{protocol.VERSION}: end the other sessions first"
-            )
-        journal = self._ledger.journal
-        if journal is None:
-            self._deny(session, self.fault or BrokerError("the broker is not ready"))
-            return
-        try:
-            opening = self._desk.authority.open(session.peer, hello)
-        except SafeclawError as problem:
-            self._deny(session, problem)
-            return
-        past = None
-        if hello.resume is not None:
-            # SAFETY: before the session has that name: else its refusal would end another's.
-            past = self._past(session, opening.agent, hello.resume)
-        session.open(hello, opening)
-        if past is not None:
-            session.resume(past)
-        assert session.id is not None
-        try:
-            self._veils.cover(session.id, opening.policy, hello.workspace, hello.home)
-        except JournalError as problem:
-            session.id = None
-            self._deny(session, problem)
-            return
-        if past is None:
-            self._append(session.policy_load(len(opening.policy.rules)))
-        lease = protocol.Lease(
-            session.id,
-            opening.policy,
-            (str(self._state), *self._service.protected),
-            journal.chain_id,
-            os.getpid(),
-            opening.read_only,
-            self._service.settings.grace if self._desk.system else 0.0,
-        )
-        self._post(session, lease)
-        # While the supervisor puts up the walls: what the first checkpoint is signed with.
-        from cryptography.hazmat.primitives.asymmetric import ed25519  # noqa: F401  # pyright: ignore[reportUnusedImport]
-
-    def _past(self, session: Session, agent: str, ident: str) -> Past:
-        """Return what the journal holds of a session that is to go on.  BrokerError."""
-        if any(one.id == ident for one in self.sessions()):
-            raise BrokerError("the session is open already")
-        # Reading takes as long as the journal is: at most once for each session that was.
-        if self._desk.system and ident not in self._left_open:
-            raise BrokerError("no such session was left open")
-        past = read_past(self._state / "journal", ident, uid=session.uid, agent=agent)
-        self._left_open.came_back(ident)
-        return past
 
     # ---- what its desk needs
 
@@ -341,13 +185,13 @@ class Broker:
         if self.fault is not None:
             return
         try:
-            self._append(entry)
+            self._intake.append(entry)
             self.hurry()
         except RecordError as problem:
             # Nothing is wrong with the journal, but with what a peer wants recorded.
             raise BrokerError(f"cannot be recorded: {problem.message}") from problem
         except JournalError as problem:
-            self._fail(problem)
+            self._intake.fail(problem)
 
     def hurry(self) -> None:
         """Have what is appended on disk soon."""
@@ -359,61 +203,21 @@ class Broker:
 
     def expel(self, session: Session, reason: str) -> None:
         """End a session that does not end itself."""
-        self._refuse(session, reason)
+        self._intake.refuse(session, reason)
 
     def wake(self) -> None:
         """Have the loop turn, from any thread."""
         with contextlib.suppress(BlockingIOError):
             os.write(self._wake, b"w")
 
-    def _in_order(self, session: Session, number: int) -> bool:
-        """Check the number; False for a record that a resumed session need not repeat."""
-        if number == session.number + 1:
-            session.number = number
-            return True
-        if number <= session.recorded:
-            session.number = max(session.number, number)
-            return False
-        if number <= session.number:
-            raise BrokerError(f"the number {number} was used twice")
-        self._append(session.gap(session.number + 1, number - 1))
-        session.number = number
-        return True
-
-    def _end(self, session: Session, reason: str, status: int | None) -> None:
-        if self.fault is None and not session.ended:
-            self._append(session.end(reason, status))
-        session.ended = True
-        session.ending = True
-
-    def _gone(self, session: Session) -> None:
-        """The supervisor has closed its end, or was killed."""
-        if session.concluded or session.id is None:
-            self._drop(session)
-            return
-        if not session.ended and self.fault is None:
-            session.ended = True
-            try:
-                self._append(session.end("the supervisor has gone", None))
-            except JournalError as problem:
-                self._fail(problem)
-        # Not read any more, but kept: it closes when all is on disk.
-        self._doors.deafen(session)
-        session.ending = True
-        self._ledger.mark(session)
-
     # ---- the journal
-
-    def _append(self, entry: Entry) -> None:
-        self._ledger.append(entry)
-        self._desk.health.noted(entry)
 
     def _acknowledge(self) -> None:
         """Tell the sessions how far their records are on disk."""
         try:
             durable = self._ledger.settled()
         except JournalError as problem:
-            self._fail(problem)
+            self._intake.fail(problem)
             durable = self.position.durable
         for session in self._doors.connected():
             number = session.durable
@@ -426,7 +230,7 @@ class Broker:
             session.durable = number
             if session.wants_acknowledgement():
                 session.acknowledged = number
-                self._post(session, protocol.Ack(number))
+                self._intake.post(session, protocol.Ack(number))
             if not marks:
                 session.flush = False
         self._desk.settle(durable)  # even without a journal: why is still to be told
@@ -438,68 +242,23 @@ class Broker:
         for that finds the journal closed.
         """
         if self.fault is None:
-            self._post(session, protocol.Ack(number))
-            self._post(session, protocol.Ended())
+            self._intake.post(session, protocol.Ack(number))
+            self._intake.post(session, protocol.Ended())
         session.ending = False
         session.concluded = True
         self._desk.left(session)
-
-    def _fail(self, problem: JournalError) -> None:
-        """Allow nothing any more; tell every session why."""
-        reason = self._ledger.fail(problem)
-        if reason is not None and self.fault is not None:
-            for session in self._doors.connected():
-                self._post(session, protocol.Fault(reason))
-            self._desk.health.faulted(self.fault.message)
 
     def _tick(self) -> None:
         """Do what is due: expired questions, lost sessions, checkpoints and heartbeats."""
         self._desk.tick()
         if self.fault is not None:
             return
-        for entry in self._left_open.due():
+        for entry in self._intake.left_open.due():
             self.append_urgent(entry)
         try:
             self._ledger.tick()
         except JournalError as problem:
-            self._fail(problem)
-
-    # ---- sockets
-
-    def _post(self, session: Session, message: protocol.ToSupervisor) -> None:
-        self.send(session, protocol.encode(message))
-
-    def _deny(self, session: Session, problem: SafeclawError) -> None:
-        """Refuse to open a session."""
-        self._post(session, protocol.Refused(problem.message, problem.hint))
-        self._drop(session)
-
-    def _refuse(self, session: Session, reason: str) -> None:
-        """End a session that broke the rules, or that cannot go on."""
-        try:
-            self._ledger.append_taken()
-        except JournalFaultError as problem:
-            self._fail(problem)
-        except JournalError:
-            pass  # it is what the session is refused for
-        if session.id is not None and not session.ended and self.fault is None:
-            try:
-                self._append(session.end(f"ended by the broker: {reason}", None))
-                self._ledger.commit()
-            except JournalError as problem:
-                self._fail(problem)
-        self._post(session, protocol.Refused(reason))
-        self._drop(session)
-
-    def _drop(self, session: Session) -> None:
-        if session.channel.fileno() < 0:
-            return
-        session.dropped = True
-        self._desk.left(session)
-        if session.id is not None:
-            self._left_open.broke_off(session.id)
-        self._veils.uncover(session.id or "")
-        self._doors.close(session)
+            self._intake.fail(problem)
 
     # ---- the end
 
@@ -527,11 +286,4 @@ class Broker:
         self._ledger.close()
         # Whoever waits for the end need not wait until this process is taken apart.
         for session in self._doors.connected():
-            self._drop(session)
-
-
-def _place_of(problem: Exception) -> str:
-    """Return what went wrong and where, in one line."""
-    innermost = traceback.extract_tb(problem.__traceback__)[-1]
-    where = f"{os.path.basename(innermost.filename)}:{innermost.lineno}"
-    return printable(f"{type(problem).__name__} at {where}: {problem}"[:1000])
+            self._intake.drop(session)

@@ -17,7 +17,7 @@ import msgspec
 
 from safeclaw.daemon import protocol
 from safeclaw.daemon.channel import Channel
-from safeclaw.daemon.journal.record import Entry, PolicyRef, RecordType, Template
+from safeclaw.daemon.journal.record import Entry, PolicyRef, Record, RecordType, Template
 from safeclaw.daemon.opening import Opening
 from safeclaw.daemon.peer import Peer, process_of
 from safeclaw.errors import BrokerError, JournalError
@@ -40,25 +40,33 @@ class Past(msgspec.Struct):
     ended: bool = False
 
 
+def _take_in(past: Past, record: Record, uid: int, agent: str) -> bool:
+    """Add a record to what was; return whether it says whose it is.  BrokerError."""
+    if record.attempt is not None:
+        past.recorded = max(past.recorded, record.attempt)
+    if record.type is RecordType.SESSION_END:
+        past.ended = True
+    if record.subject is not None and record.subject.uid not in (None, uid):
+        raise BrokerError("the session is another user's")
+    if record.agent not in (None, agent):
+        raise BrokerError("the session is another agent's")
+    if record.type is RecordType.DECISION:
+        past.decisions += 1
+        past.denials += record.decision != "allow"
+    return record.subject is not None and record.subject.uid == uid
+
+
 def read_past(journal: Path, ident: str, *, uid: int, agent: str) -> Past:
     """Read it.  BrokerError when there is nothing, or when it is another's."""
-    from safeclaw.daemon.journal.reader import read
+    from safeclaw.daemon.journal.reader import session_segments
 
     past, known = Past(ident), False
     try:
-        for record in read(journal, session=ident):
-            if record.attempt is not None:
-                past.recorded = max(past.recorded, record.attempt)
-            if record.type is RecordType.SESSION_END:
-                past.ended = True
-            if record.subject is not None and record.subject.uid not in (None, uid):
-                raise BrokerError("the session is another user's")
-            if record.agent not in (None, agent):
-                raise BrokerError("the session is another agent's")
-            known = known or (record.subject is not None and record.subject.uid == uid)
-            if record.type is RecordType.DECISION:
-                past.decisions += 1
-                past.denials += record.decision != "allow"
+        for records in session_segments(journal, ident):
+            for record in records:
+                known = _take_in(past, record, uid, agent) or known
+            if any(record.type is RecordType.SESSION_START for record in records):
+                break  # what is older is not its own
     except JournalError as problem:
         raise BrokerError(problem.message) from problem
     if not known:
