@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import json
 import os
@@ -13,9 +14,11 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, cast
+
+import pytest
 
 from tests.system.conftest import Person
 
@@ -183,3 +186,20 @@ def group_of(name: str) -> str:
 
 
 Making = Callable[..., SystemBroker]
+
+
+@contextlib.contextmanager
+def brokers(group: str, policy: str) -> Generator[Making]:
+    """Start brokers, each with a policy called demo, and end them all."""
+    if os.geteuid() != 0:
+        pytest.skip("not root: the system's broker was not started")
+    with contextlib.ExitStack() as stack:
+
+        def make(**settings: object) -> SystemBroker:
+            broker = SystemBroker(group, **settings)
+            stack.callback(broker.close)
+            broker.policy("demo", policy)
+            broker.start()
+            return broker
+
+        yield make

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import signal
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.system.conftest import Person
-from tests.system.system_broker import Making, Pace, SystemBroker, group_of, until_line
+from tests.system.system_broker import Making, Pace, SystemBroker, brokers, group_of, until_line
 
 DEMO = """\
 version: "1.0"
@@ -45,20 +44,8 @@ for number in itertools.count():
 
 @pytest.fixture(name="making")
 def _making(ordinary_user: str) -> Iterator[Making]:
-    if os.geteuid() != 0:
-        pytest.skip("not root: the system's broker was not started")
-    made: list[SystemBroker] = []
-
-    def make(**settings: object) -> SystemBroker:
-        broker = SystemBroker(group_of(ordinary_user), **settings)
-        made.append(broker)
-        broker.policy("demo", DEMO)
-        broker.start()
-        return broker
-
-    yield make
-    for broker in made:
-        broker.close()
+    with brokers(group_of(ordinary_user), DEMO) as make:
+        yield make
 
 
 @pytest.fixture(name="member")

@@ -20,7 +20,7 @@ from safeclaw.daemon import protocol
 from safeclaw.daemon.client import Client
 from safeclaw.policies.model import Attempt, FileTarget, fingerprint, target_fields
 from tests.system.conftest import Person
-from tests.system.system_broker import PATIENCE, Making, SystemBroker, group_of
+from tests.system.system_broker import PATIENCE, Making, SystemBroker, brokers, group_of
 
 POLICY = """\
 version: "1.0"
@@ -55,20 +55,8 @@ open("made", "w").close()
 
 @pytest.fixture(name="making")
 def _making(ordinary_user: str) -> Iterator[Making]:
-    if os.geteuid() != 0:
-        pytest.skip("not root: the system's broker was not started")
-    made: list[SystemBroker] = []
-
-    def make(**settings: object) -> SystemBroker:
-        broker = SystemBroker(group_of(ordinary_user), **settings)
-        made.append(broker)
-        broker.policy("demo", POLICY)
-        broker.start()
-        return broker
-
-    yield make
-    for broker in made:
-        broker.close()
+    with brokers(group_of(ordinary_user), POLICY) as make:
+        yield make
 
 
 def run(broker: SystemBroker, person: Person, *words: str) -> subprocess.Popen[str]:

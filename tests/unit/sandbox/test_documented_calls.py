@@ -73,3 +73,9 @@ def test_the_differences_between_the_isolations_are_listed() -> None:
     section_of = section("The attacks", "threat-model.md")
     listed = dict(re.findall(r"\| `(\w+)` \| (.+?) \|", section_of))
     assert listed == {attack.name: attack.gap for attack in ATTACKS if attack.gap}
+
+
+def test_what_is_shown_elsewhere_is_there() -> None:
+    named = re.findall(r"`(tests/[^`]*)`", section("Shown elsewhere", "attacks.md"))
+    assert named
+    assert [name for name in named if not (ROOT / name).exists()] == []
