@@ -9,9 +9,10 @@ import msgspec
 
 from safeclaw.errors import PolicyError, UsageError
 from safeclaw.policies import command, fields
+from safeclaw.policies.document import Effect
 from safeclaw.policies.explain import parse_target
 from safeclaw.policies.glob import GlobError
-from safeclaw.policies.model import Attempt, Decision
+from safeclaw.policies.model import Attempt
 from safeclaw.policies.yamltext import Mapping, Node, Problems, Scalar, Sequence, parse
 
 TOP_KEYS = ("policy", "workspace", "cases")
@@ -19,11 +20,11 @@ CASE_KEYS = ("name", "action", "target", "expect", "rule")
 
 
 class Case(msgspec.Struct, frozen=True):
-    """One attempt, and the decision (and, if said, the rule) that is expected."""
+    """One attempt, and what is expected to become of it (and, if said, by which rule)."""
 
     line: int
     attempt: Attempt
-    expect: Decision
+    expect: Effect
     name: str = ""
     rule: str = ""
 
@@ -97,14 +98,13 @@ def _case(node: Mapping, workspace: str, problems: Problems) -> Case | None:
     return Case(node.place.line, Attempt(action, target), expect, name, rule)
 
 
-def _expected(node: Node | None, problems: Problems) -> Decision | None:
-    names = [str(decision) for decision in Decision]
+def _expected(node: Node | None, problems: Problems) -> Effect | None:
     if node is None:
         return None
-    if isinstance(node, Scalar) and node.text in names:
-        return Decision(node.text)
-    shown = f" '{node.text}'" if isinstance(node, Scalar) else ""
-    problems.add(node.place, f"expect must be {' or '.join(names)}{shown and ', not' + shown}")
+    if isinstance(node, Scalar) and node.text in {str(effect) for effect in Effect}:
+        return Effect(node.text)
+    shown = f", not '{node.text}'" if isinstance(node, Scalar) else ""
+    problems.add(node.place, f"expect must be allow, deny or ask{shown}")
     return None
 
 

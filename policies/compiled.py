@@ -105,6 +105,14 @@ class CompiledPolicy:
         rule = self.decisive_rule(attempt)
         return rule is not None and rule.effect is Effect.ASK
 
+    def outcome(self, attempt: Attempt) -> Effect:
+        """Return what becomes of ``attempt``: allow, deny, or ask a person first."""
+        verdict, at = self._judge(attempt)
+        if verdict.decision is Decision.ALLOW:
+            return Effect.ALLOW
+        asks = at is not None and self.rules[at].effect is Effect.ASK
+        return Effect.ASK if asks else Effect.DENY
+
     def writable(self, path: str) -> bool:
         """Return whether the rules let the agent put a file of its own at ``path``."""
         known = self._writable.get(path)

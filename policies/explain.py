@@ -7,11 +7,10 @@ import re
 
 from safeclaw.errors import UsageError
 from safeclaw.policies.compiled import CompiledPolicy
-from safeclaw.policies.document import Rule
+from safeclaw.policies.document import Effect, Rule
 from safeclaw.policies.model import (
     AddressTarget,
     Attempt,
-    Decision,
     FileTarget,
     NameTarget,
     OtherTarget,
@@ -151,12 +150,12 @@ def explain(compiled: CompiledPolicy, attempt: Attempt, source: str) -> list[str
     verdict: Verdict = compiled.evaluate(attempt)
     rule = compiled.decisive_rule(attempt)
     lines = [
-        f"verdict: {verdict.decision}",
+        f"verdict: {compiled.outcome(attempt)}",
         f"rule: {verdict.rule}",
         f"line: {place_of(rule, source)}",
         f"reason: {printable(verdict.reason)}",
     ]
-    if verdict.decision is Decision.DENY and verdict.rule != "protected":
+    if compiled.outcome(attempt) is Effect.DENY and verdict.rule != "protected":
         lines.append(f"to allow: {suggest_line(attempt, compiled.context.workspace)}")
         if rule is not None:
             lines.append(f"  (above line {rule.line}, since the first match decides)")

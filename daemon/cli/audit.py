@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import sys
 from collections.abc import Callable, Generator, Iterator
@@ -13,6 +12,7 @@ from typing import Any, Final, TypeVar
 import click
 import msgspec
 
+from safeclaw.daemon.cli.lazy import LazyGroup
 from safeclaw.daemon.journal import reader
 from safeclaw.daemon.journal.record import Record, RecordType, encode
 from safeclaw.daemon.journal.text import safe, summary
@@ -94,24 +94,11 @@ _ELSEWHERE: Final = {
 }
 
 
-class _Lazy(click.Group):
-    """A group that imports a subcommand only when it is used."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*super().list_commands(ctx), *_ELSEWHERE])
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        place = _ELSEWHERE.get(cmd_name)
-        if place is None:
-            return super().get_command(ctx, cmd_name)
-        module, _, name = place.partition(":")
-        command: object = getattr(importlib.import_module(module), name)
-        assert isinstance(command, click.Command)
-        return command
-
-
 @click.group(
-    name="audit", cls=_Lazy, help="Show the journal, and verify that nothing in it was changed."
+    name="audit",
+    cls=LazyGroup,
+    elsewhere=_ELSEWHERE,
+    help="Show the journal, and verify that nothing in it was changed.",
 )
 def audit_group() -> None:
     """Hold the subcommands."""

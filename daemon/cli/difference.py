@@ -18,7 +18,7 @@ from safeclaw.policies.compare import Comparison, compare
 from safeclaw.policies.compiled import CompiledPolicy, compile_policy
 from safeclaw.policies.document import Policy
 from safeclaw.policies.loader import load
-from safeclaw.policies.model import Attempt, Decision, describe, printable
+from safeclaw.policies.model import Attempt, describe, printable
 from safeclaw.policies.observed import plain, target_of
 
 _HASH = re.compile(r"[0-9a-f]{12,64}")
@@ -133,10 +133,7 @@ class _Both:
 
 
 def _outcome(policy: CompiledPolicy, attempt: Attempt) -> tuple[str, str]:
-    verdict = policy.evaluate(attempt)
-    if verdict.decision is not Decision.ALLOW and policy.depends_on_state(attempt):
-        return "ask", verdict.rule
-    return verdict.decision.value, verdict.rule
+    return policy.outcome(attempt).value, policy.evaluate(attempt).rule
 
 
 def replay(journal: Path, old: Version, new: Version, since: str, agent: str | None) -> Replayed:

@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
+from typing import Final
 
 import click
 from msgspec.structs import replace
 
+from safeclaw.daemon.cli.judging import canonical, compiled_for, echo_json
+from safeclaw.daemon.cli.lazy import LazyGroup
 from safeclaw.errors import PolicyError, UsageError
 from safeclaw.policies import explain as words
 from safeclaw.policies import render, source
-from safeclaw.policies.compiled import CompiledPolicy, Context, compile_policy
+from safeclaw.policies.compiled import Context, compile_policy
 from safeclaw.policies.loader import load
 from safeclaw.policies.model import (
     Attempt,
-    FileTarget,
-    ProgramTarget,
-    SocketTarget,
-    Target,
-    describe,
-    printable,
 )
 
+#: Subcommands that live elsewhere, and are imported when they are named.
+_ELSEWHERE: Final = {
+    "test": "safeclaw.daemon.cli.policy_cases:test_command",
+}
 
-@click.group(name="policy", help="Check policies, explain, test and suggest them.")
+
+@click.group(
+    name="policy",
+    cls=LazyGroup,
+    elsewhere=_ELSEWHERE,
+    help="Check policies, explain, test, compare and change them.",
+)
 def policy_group() -> None:
     """Group the policy commands."""
 
@@ -60,8 +66,8 @@ def explain_command(ref: str | None, workspace: str, action: str, target: tuple[
     directory = Path(os.path.realpath(workspace))
     if not directory.is_dir():
         raise UsageError(f"{workspace}: no such directory")
-    name, compiled = _compiled(ref, directory)
-    meant = _canonical(words.parse_target(action, list(target), str(directory)))
+    name, compiled = compiled_for(ref, directory)
+    meant = canonical(words.parse_target(action, list(target), str(directory)))
     for line in words.explain(compiled, Attempt(action, meant), name):
         click.echo(line)
     return 0
@@ -86,7 +92,7 @@ def show_command(ref: str | None, as_written: bool, as_json: bool) -> int:
         for name, description in described.items():
             click.echo(f"{name:24}{description}" if not as_json else "", nl=not as_json)
         if as_json:
-            _echo_json(described)
+            echo_json(described)
         return 0
     name, text = source.find(ref, Path.cwd())
     if as_written:
@@ -97,7 +103,7 @@ def show_command(ref: str | None, as_written: bool, as_json: bool) -> int:
     nowhere = Context(workspace=os.path.realpath("."), home=os.path.realpath(Path.home()))
     rules = compile_policy(policy, nowhere).rules
     if as_json:
-        _echo_json(replace(policy, rules=rules))
+        echo_json(replace(policy, rules=rules))
         return 0
     for line in render.effective(policy, rules, name):
         click.echo(line)
@@ -111,86 +117,6 @@ def schema_command() -> int:
 
     click.echo(schema.text(), nl=False)
     return 0
-
-
-@policy_group.command(
-    name="test",
-    help="Check that a policy decides the cases of FILE as they say.\n\n"
-    "FILE is YAML: cases, each with action, target and expect (allow or deny), if wanted name "
-    "and rule; and, for all of them, policy and workspace (relative to FILE).\n\n"
-    "Exit status: 0 all as expected, 1 not, 125 a file cannot be used.",
-)
-@click.argument("file", metavar="FILE")
-@click.option("--policy", "ref", metavar="FILE|NAME", help="The policy; else the file's.")
-@click.option("--workspace", metavar="DIR", help="The workspace; else the file's, else its place.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON value.")
-def test_command(file: str, ref: str | None, workspace: str | None, as_json: bool) -> int:
-    """Print each case, what was decided, and by which rule."""
-    from safeclaw.policies.cases import load_cases
-
-    base = Path(os.path.realpath(os.path.dirname(file) or "."))
-    text = source.read(Path(file))
-    # Read twice: the targets stand in a workspace that the file itself may name.
-    stated = load_cases(text, name=file, workspace=str(base))
-    directory = Path(os.path.realpath(workspace or base / stated.workspace))
-    if not directory.is_dir():
-        raise UsageError(f"{directory}: no such directory")
-    found = load_cases(text, name=file, workspace=str(directory))
-    if ref is None and found.policy:
-        ref = found.policy
-        if "/" in ref or ref.endswith((".yaml", ".yml")):
-            ref = os.path.join(os.path.dirname(file), ref)
-    name, compiled = _compiled(ref, directory)
-    results: list[dict[str, object]] = []
-    failed = 0
-    for case in found.cases:
-        attempt = Attempt(case.attempt.action, _canonical(case.attempt.target))
-        verdict, rule = compiled.evaluate(attempt), compiled.decisive_rule(attempt)
-        well = verdict.decision is case.expect and case.rule in ("", verdict.rule)
-        failed += not well
-        said = printable(case.name) or f"{attempt.action} {describe(attempt.target)}"
-        where = words.place_of(rule, name)
-        if as_json:
-            results.append(
-                {
-                    "line": case.line, "case": said, "expected": case.expect, "ok": well,
-                    "decision": verdict.decision, "rule": verdict.rule, "place": where,
-                    "reason": printable(verdict.reason),
-                }
-            )  # fmt: skip
-            continue
-        click.echo(f"{'ok  ' if well else 'FAIL'} {said}: {verdict.decision} by {verdict.rule}")
-        if not well:
-            wanted = f"{case.expect} by {case.rule}" if case.rule else str(case.expect)
-            click.echo(f"     {file}:{case.line} expects {printable(wanted)}; decided at {where}")
-    if as_json:
-        _echo_json({"policy": name, "sha256": compiled.policy.sha256, "cases": results})
-    else:
-        count = len(found.cases)
-        click.echo(f"{count} {'case' if count == 1 else 'cases'}, {failed} failed", err=True)
-    return 1 if failed else 0
-
-
-def _compiled(ref: str | None, directory: Path) -> tuple[str, CompiledPolicy]:
-    """Return the name of a policy, and the policy ready for a workspace."""
-    name, text = source.find(ref, directory)
-    parents = source.gather(name, text)
-    policy = load(text, name=name, parents=parents)
-    files = (name, *(parent.name for parent in parents))
-    where = source.context(
-        policy,
-        workspace=directory,
-        home=Path.home(),
-        read_only=tuple(file for file in files if file and os.path.exists(file)),
-        path=os.environ.get("PATH"),
-    )
-    return name, compile_policy(policy, where)
-
-
-def _echo_json(value: object) -> None:
-    import msgspec
-
-    click.echo(msgspec.json.encode(value))
 
 
 @policy_group.command(
@@ -214,7 +140,7 @@ def suggest_command(
     after = None if since is None else suggest.moment(since)
     found = suggest.from_chain(directory / "journal", session, after)
     if as_json:
-        _echo_json(found)
+        echo_json(found)
         return 0
     click.echo(found.text, nl=False)
     for line in found.set_aside:
@@ -258,7 +184,7 @@ def diff_command(
         replayed = difference.replay(directory / "journal", before, after, start, agent)
     found = difference.difference(before, after, replayed)
     if as_json:
-        _echo_json(found)
+        echo_json(found)
     else:
         for line in difference.lines(found):
             click.echo(line)
@@ -282,23 +208,6 @@ def _run(command: click.Command, args: list[str]) -> int:
     except click.ClickException as error:
         raise UsageError(error.format_message(), hint=f"try '{name} --help'") from None
     return status if isinstance(status, int) else 0
-
-
-def _canonical(target: Target) -> Target:
-    """Return the target by where it leads, as a running session would judge it."""
-    match target:
-        case FileTarget(path, to):
-            real_to = None if to is None else os.path.realpath(to)
-            return FileTarget(os.path.realpath(path), real_to)
-        case SocketTarget(path):
-            return SocketTarget(os.path.realpath(path))
-        case ProgramTarget(program, argv, interpreters):
-            if "/" not in argv[0]:
-                found = shutil.which(argv[0])
-                program = found or f"/usr/bin/{argv[0]}"
-            return ProgramTarget(os.path.realpath(program), argv, interpreters)
-        case _:
-            return target
 
 
 def _count(rules: int) -> str:

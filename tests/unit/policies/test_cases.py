@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -73,6 +74,39 @@ def test_another_policy_can_be_tested_with_the_same_cases(
     assert [case["ok"] for case in value["cases"]] == [False, True, False, True]
 
 
+def test_what_a_person_is_asked_about_is_expected_as_ask(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy, cases = directory / "policy.yaml", directory / "cases.yaml"
+    policy.write_text(POLICY.replace('push *", effect: deny', 'push *", effect: require_approval'))
+    assert main(["policy", "test", str(cases)]) == 1
+    assert "FAIL no push: ask by policy:2" in capsys.readouterr().out
+    cases.write_text(CASES.replace("expect: deny}", "expect: ask}", 1))
+    assert main(["policy", "test", str(cases)]) == 0
+    assert "ok   no push: ask by policy:2" in capsys.readouterr().out
+    cases.write_text(CASES.replace("target: src/a.py, expect: allow", "target: a, expect: ask"))
+    assert main(["policy", "test", str(cases)]) == 1
+
+
+def test_a_pipeline_reads_the_results_as_junit(directory: Path) -> None:
+    cases, report = directory / "cases.yaml", directory / "report.xml"
+    odd = '<no> & "push"'
+    cases.write_text(
+        CASES.replace("name: no push", f"name: '{odd}'")
+        .replace("expect: d", "expect: a", 1)
+        .replace("aeny", "allow")
+    )
+    assert main(["policy", "test", str(cases), "--junit", str(report)]) == 1
+    suite = ElementTree.parse(report).getroot().find("testsuite")
+    assert suite is not None
+    assert (suite.get("tests"), suite.get("failures")) == ("4", "1")
+    (failed,) = [case for case in suite if case.find("failure") is not None]
+    assert (failed.get("name"), failed.get("line")) == (odd, "4")
+    failure = failed.find("failure")
+    assert failure is not None
+    assert "deny by policy:2, expects allow" in str(failure.get("message"))
+
+
 @pytest.mark.parametrize(
     ("text", "place", "said"),
     [
@@ -83,7 +117,7 @@ def test_another_policy_can_be_tested_with_the_same_cases(
         ("cases:\n  - x\n", "2:5", "must be a mapping"),
         ("cases:\n  - {action: file.read, target: a}\n", "2:5", "no 'expect'"),
         ("cases:\n  - {target: a, expect: deny}\n", "2:5", "no 'action'"),
-        ("cases:\n  - {action: file.read, target: a, expect: no}\n", "2:44", "allow or deny"),
+        ("cases:\n  - {action: file.read, target: a, expect: no}\n", "2:44", "allow, deny or ask"),
         ("cases:\n  - {action: file.read, expect: deny}\n", "2:5", "one path is expected"),
         ("cases:\n  - {action: network.send, target: x, expect: deny}\n", "2:36", "no address"),
         ('cases:\n  - {action: shell.execute, target: "\'x", expect: deny}\n', "2:37", "quoting"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import click
 import pytest
 
 from safeclaw.daemon.cli.policy import check, explain, policy_group
@@ -63,6 +64,6 @@ def test_explain_of_an_unknown_policy_is_a_policy_error() -> None:
 
 
 def test_the_group_has_its_commands() -> None:
-    assert set(policy_group.commands) == {
+    assert set(policy_group.list_commands(click.Context(policy_group))) == {
         "check", "diff", "explain", "schema", "show", "suggest", "test",
     }  # fmt: skip

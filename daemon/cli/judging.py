@@ -1,0 +1,54 @@
+"""What the verbs that judge attempts by a policy share: finding it, and where targets lead."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import click
+
+from safeclaw.policies import source
+from safeclaw.policies.compiled import CompiledPolicy, compile_policy
+from safeclaw.policies.loader import load
+from safeclaw.policies.model import FileTarget, ProgramTarget, SocketTarget, Target
+
+
+def compiled_for(ref: str | None, directory: Path) -> tuple[str, CompiledPolicy]:
+    """Return the name of a policy, and the policy ready for a workspace."""
+    name, text = source.find(ref, directory)
+    parents = source.gather(name, text)
+    policy = load(text, name=name, parents=parents)
+    files = (name, *(parent.name for parent in parents))
+    where = source.context(
+        policy,
+        workspace=directory,
+        home=Path.home(),
+        read_only=tuple(file for file in files if file and os.path.exists(file)),
+        path=os.environ.get("PATH"),
+    )
+    return name, compile_policy(policy, where)
+
+
+def canonical(target: Target) -> Target:
+    """Return the target by where it leads, as a running session would judge it."""
+    match target:
+        case FileTarget(path, to):
+            real_to = None if to is None else os.path.realpath(to)
+            return FileTarget(os.path.realpath(path), real_to)
+        case SocketTarget(path):
+            return SocketTarget(os.path.realpath(path))
+        case ProgramTarget(program, argv, interpreters):
+            if "/" not in argv[0]:
+                found = shutil.which(argv[0])
+                program = found or f"/usr/bin/{argv[0]}"
+            return ProgramTarget(os.path.realpath(program), argv, interpreters)
+        case _:
+            return target
+
+
+def echo_json(value: object) -> None:
+    """Print one JSON value."""
+    import msgspec
+
+    click.echo(msgspec.json.encode(value))
