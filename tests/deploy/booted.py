@@ -11,10 +11,12 @@ import contextlib
 import fcntl
 import json
 import os
+import select
 import shutil
 import socket
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -109,10 +111,14 @@ class Booted:
         self._address = root.parent / "notify"
         self._notify.bind(str(self._address))
         self._notify.settimeout(_READY)
+        self._boot()
+
+    def _boot(self) -> None:
+        """Switch it on, and wait until it is up."""
         self._nspawn = subprocess.Popen(
             [
                 "systemd-nspawn",
-                f"--directory={root}",
+                f"--directory={self.root}",
                 "--boot",
                 "--quiet",
                 "--register=no",
@@ -233,29 +239,46 @@ class Booted:
             for _ in range(count):
                 seen()
 
+    def wait_for(self, *matches: str) -> dict[str, Any]:
+        """Return the first entry that matches, once journald has it."""
+        with self.watch(*matches, past=True) as seen:
+            return seen()
+
     @contextlib.contextmanager
-    def watch(self, *matches: str) -> Generator[Callable[[], dict[str, Any]]]:
-        """Yield a function that waits for the next entry that matches, from now on."""
-        cursor = self.run("journalctl", "--show-cursor", "--lines=0").stdout.split("cursor: ")[-1]
-        after = [f"--after-cursor={cursor.strip()}"] if cursor.strip() else []
-        command = ["journalctl", "--output=json", "--all", "--no-tail", "--follow", *after]
-        # --no-fork: what is killed at the end is journalctl itself, and not who waits for it.
-        enter = self.command([*command, *matches])
-        enter.insert(1, "--no-fork")
-        process = subprocess.Popen(enter, stdout=subprocess.PIPE, text=True)
+    def watch(self, *matches: str, past: bool = False) -> Generator[Callable[[], dict[str, Any]]]:
+        """Yield a function that waits for the next entry that matches, from now on.
+
+        ``past`` begins with what journald has already.
+        """
+        after = [] if past else [f"--after-cursor={self._cursor()}"]
+        follow = ["journalctl", "--output=json", "--all", "--no-tail", "--follow", *after, *matches]
+        # Whoever waits for a file needs /proc/self, which only those have who live in there
+        # (so nsenter forks), and must not outlive nsenter, which is what is killed at the end.
+        enter = self.command(["setpriv", "--pdeathsig", "KILL", *follow])
+        process = subprocess.Popen(enter, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
         assert process.stdout is not None
         out = process.stdout
 
         def seen() -> dict[str, Any]:
+            # What does not come would hold up all the others.
+            patience = threading.Timer(_READY, process.kill)
+            patience.start()
             line = out.readline()
-            assert line, f"journalctl ended: {matches}"
+            patience.cancel()
+            assert line, f"nothing came in {_READY:g} s: {matches}"
             return cast("dict[str, Any]", json.loads(line))
 
         try:
             yield seen
         finally:
             process.kill()
-            process.communicate()
+            process.wait()
+            out.close()
+
+    def _cursor(self) -> str:
+        """Return journald's newest entry."""
+        said = self.run("journalctl", "--show-cursor", "--lines=0").stdout
+        return said.rpartition("cursor: ")[2].strip()
 
     def user(self, name: str, *groups: str) -> str:
         """Make an ordinary user, with a home; return the name."""
@@ -267,9 +290,23 @@ class Booted:
     # ---- its life
 
     def reboot(self) -> None:
-        """Restart the machine, and wait until it is up again."""
+        """Shut it down in order, and boot the same tree again.
+
+        The kernel stays the host's, and with it /proc/sys/kernel/random/boot_id.
+        """
         self.run("systemctl", "reboot", "--no-block", check=False)
-        self._wait_ready()
+        self._nspawn.wait(timeout=_READY)
+        self._boot()
+
+    def cut_power(self) -> None:
+        """Kill every process in there at once, and boot what is on disk."""
+        leader = os.pidfd_open(self.leader)
+        self._nspawn.kill()  # its child, the leader, is not to outlive it (PR_SET_PDEATHSIG)
+        self._nspawn.wait()
+        gone, _, _ = select.select([leader], [], [], _READY)
+        os.close(leader)
+        assert gone, "it outlived its power"
+        self._boot()
 
     def close(self) -> None:
         """Switch it off."""

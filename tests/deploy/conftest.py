@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Generator
+import tempfile
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
@@ -56,20 +59,52 @@ def _hash_of_sources() -> str:
     return digest.hexdigest()[:24]
 
 
+@contextlib.contextmanager
+def _kept(name: str, make: Callable[[Path], None]) -> Generator[Path]:
+    """Yield a directory of the cache, made if it is not there.
+
+    Older ones of its kind go when it is made, but for those that another run has in use.
+    """
+    kind = name.partition("-")[0]
+    place = cache() / name
+    cache().mkdir(parents=True, exist_ok=True)
+    with open(cache() / f"{kind}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not place.is_dir():
+            for old in cache().glob(f"{kind}-*"):
+                with contextlib.suppress(BlockingIOError), _held(old, fcntl.LOCK_EX):
+                    shutil.rmtree(old, ignore_errors=True)
+            new = Path(tempfile.mkdtemp(dir=cache(), prefix=f"new.{kind}."))
+            make(new)
+            new.rename(place)
+        stack = contextlib.ExitStack()
+        stack.enter_context(_held(place, fcntl.LOCK_SH))
+    with stack:
+        yield place
+
+
+@contextlib.contextmanager
+def _held(place: Path, how: int) -> Generator[None]:
+    """Lock a directory, or raise BlockingIOError."""
+    number = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(number, how | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(number)
+
+
 @pytest.fixture(scope="session")
-def built() -> Path:
+def built() -> Generator[Path]:
     """The directory with what packaging/build made from this checkout; kept for the next run."""
-    place = cache() / f"package-{_hash_of_sources()}"
-    if not place.is_dir():
-        for old in cache().glob("package-*"):
-            shutil.rmtree(old, ignore_errors=True)
-        new = cache() / f"building-{os.getpid()}"
-        done = subprocess.run(
-            [str(ROOT / "packaging/build"), str(new)], capture_output=True, text=True, check=False
-        )
+
+    def make(new: Path) -> None:
+        command = [str(ROOT / "packaging/build"), str(new)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
-        new.rename(place)
-    return place
+
+    with _kept(f"package-{_hash_of_sources()}", make) as place:
+        yield place
 
 
 @pytest.fixture(scope="session")
@@ -80,15 +115,11 @@ def package(built: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def installed(package: Path) -> Path:
+def installed(package: Path) -> Generator[Path]:
     """A tree with the package installed, not booted; kept for the next run."""
-    place = cache() / f"installed-{package.parent.name.removeprefix('package-')}"
-    lower = base_tree()
-    if not place.is_dir():
-        for old in cache().glob("installed-*"):
-            shutil.rmtree(old, ignore_errors=True)
-        new = cache() / f"installing-{os.getpid()}"
-        subprocess.run(["cp", "--archive", "--reflink=auto", str(lower), str(new)], check=True)
+
+    def make(new: Path) -> None:
+        subprocess.run(["cp", "--archive", "--reflink=auto", f"{base_tree()}/.", new], check=True)
         shutil.copy(package, new / "root/safeclaw.deb")
         command = ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--pipe"]
         done = subprocess.run(
@@ -99,8 +130,9 @@ def installed(package: Path) -> Path:
             stdin=subprocess.DEVNULL,
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        new.rename(place)
-    return place
+
+    with _kept(f"installed-{package.parent.name.removeprefix('package-')}", make) as place:
+        yield place
 
 
 @pytest.fixture
