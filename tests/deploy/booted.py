@@ -252,28 +252,24 @@ class Booted:
         """
         after = [] if past else [f"--after-cursor={self._cursor()}"]
         follow = ["journalctl", "--output=json", "--all", "--no-tail", "--follow", *after, *matches]
-        # Whoever waits for a file needs /proc/self, which only those have who live in there
-        # (so nsenter forks), and must not outlive nsenter, which is what is killed at the end.
-        enter = self.command(["setpriv", "--pdeathsig", "KILL", *follow])
-        process = subprocess.Popen(enter, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
-        assert process.stdout is not None
-        out = process.stdout
+        # It ends with its standard input, and all of it in there: who waits for a file needs a
+        # /proc/self, and a process whose parent was killed outside stays a zombie inside.
+        script = '"$@" & read -r _; kill "$!"; wait "$!"'
+        with self.popen("sh", "-c", script, "sh", *follow) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            end, out = process.stdin.close, process.stdout
 
-        def seen() -> dict[str, Any]:
-            # What does not come would hold up all the others.
-            patience = threading.Timer(_READY, process.kill)
-            patience.start()
-            line = out.readline()
-            patience.cancel()
-            assert line, f"nothing came in {_READY:g} s: {matches}"
-            return cast("dict[str, Any]", json.loads(line))
+            def seen() -> dict[str, Any]:
+                # What does not come would hold up all the others.
+                patience = threading.Timer(_READY, end)
+                patience.start()
+                line = out.readline()
+                patience.cancel()
+                assert line, f"nothing came in {_READY:g} s: {matches}"
+                return cast("dict[str, Any]", json.loads(line))
 
-        try:
             yield seen
-        finally:
-            process.kill()
-            process.wait()
-            out.close()
 
     def _cursor(self) -> str:
         """Return journald's newest entry."""
