@@ -1,6 +1,6 @@
 """The kill switch under load, against a plain SIGKILL of process groups as large.
 
-``./dev bench`` runs this; ``python benchmarks/killing.py`` alone.  Sessions of a
+Sessions of a
 system-like broker (``safeclawd`` on a state of its own) open files as fast as they can;
 ``safeclaw kill --all`` is timed from its first instruction to the last process gone.
 The floor kills the same number of the same programs, without walls, by their groups.
@@ -8,22 +8,20 @@ The floor kills the same number of the same programs, without walls, by their gr
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import select
 import signal
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import psutil
 
-SAFECLAW = Path(sys.executable).with_name("safeclaw")
-SAFECLAWD = Path(sys.executable).with_name("safeclawd")
+from benchmarks.common import SAFECLAW, BenchError, running_broker
+
 #: Two processes that open a file ten times a second each: what fifty of them ask is decided
 #: at once by a broker that has a CPU, and is no contest for the CPUs themselves.
 AGENT = """\
@@ -42,10 +40,6 @@ rules:
 _PATIENCE = 120.0
 
 
-class KillError(Exception):
-    """A side of the comparison does not run."""
-
-
 def _start(commands: int, command: list[str], cwd: Path) -> list[subprocess.Popen[bytes]]:
     """Start so many, one after the other, and wait until each is at work."""
     started: list[subprocess.Popen[bytes]] = []
@@ -57,7 +51,7 @@ def _start(commands: int, command: list[str], cwd: Path) -> list[subprocess.Pope
         started.append(process)
         assert process.stdout is not None
         if process.stdout.readline() != b"x\n":
-            raise KillError(f"{command[0]} ended with {process.wait()}")
+            raise BenchError(f"{command[0]} ended with {process.wait()}")
     return started
 
 
@@ -81,7 +75,7 @@ def _gone(pidfds: list[int]) -> None:
     while left:
         ready = poller.poll(_PATIENCE * 1000)
         if not ready:
-            raise KillError(f"{left} processes are still there")
+            raise BenchError(f"{left} processes are still there")
         for pidfd, _ in ready:
             poller.unregister(pidfd)
             os.close(pidfd)
@@ -132,10 +126,10 @@ def switch(sessions: int, cwd: Path, policy: Path) -> float:
     _gone(pidfds)
     took = (time.perf_counter() - begin) * 1000
     if killer.wait() != 0:
-        raise KillError("safeclaw kill failed")
+        raise BenchError("safeclaw kill failed")
     refused = subprocess.run(command, cwd=cwd, capture_output=True, check=False)
     if refused.returncode != 125:
-        raise KillError("something runs although the switch is on")
+        raise BenchError("something runs although the switch is on")
     subprocess.run([str(SAFECLAW), "resume", "--all"], stdout=subprocess.DEVNULL, check=True)
     _end(started)
     return took
@@ -171,7 +165,7 @@ def idle(seconds: float, cwd: Path, policy: Path, broker: int) -> list[str]:
 
 
 def measure(sessions: int, rounds: int, seconds: float) -> list[str]:
-    """Return the lines to print.  KillError."""
+    """Return the lines to print.  BenchError."""
     with tempfile.TemporaryDirectory(prefix="safeclaw-kill.") as directory:
         base = Path(directory)
         (base / "work").mkdir()
@@ -180,24 +174,15 @@ def measure(sessions: int, rounds: int, seconds: float) -> list[str]:
         policy.write_text(POLICY)
         before = os.environ.get("XDG_STATE_HOME")
         os.environ["XDG_STATE_HOME"] = str(base / "state")
-        (base / "state").mkdir()
-        daemon = subprocess.Popen([str(SAFECLAWD)])
         try:
-            place = base / "state" / "safeclaw" / "broker.sock"
-            end = time.monotonic() + _PATIENCE
-            while not place.exists():
-                if time.monotonic() > end or daemon.poll() is not None:
-                    raise KillError("safeclawd does not come up")
-                time.sleep(0.01)
-            used = idle(seconds, base / "work", policy, daemon.pid)
-            floors: list[float] = []
-            switches: list[float] = []
-            for _ in range(rounds):
-                floors.append(floor(sessions, base / "work"))
-                switches.append(switch(sessions, base / "work", policy))
+            with running_broker(base / "state") as broker:
+                used = idle(seconds, base / "work", policy, broker)
+                floors: list[float] = []
+                switches: list[float] = []
+                for _ in range(rounds):
+                    floors.append(floor(sessions, base / "work"))
+                    switches.append(switch(sessions, base / "work", policy))
         finally:
-            daemon.terminate()
-            daemon.wait()
             if before is None:
                 del os.environ["XDG_STATE_HOME"]
             else:
@@ -210,22 +195,3 @@ def measure(sessions: int, rounds: int, seconds: float) -> list[str]:
         f"  {'SIGKILL to their groups':<28} {low:9.2f} ms     1.00 x",
         f"  {'safeclaw kill --all':<28} {high:9.2f} ms   {high / low:6.2f} x",
     ]
-
-
-def main() -> int:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sessions", type=int, default=50)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=10.0, help="to look at what is idle")
-    arguments = parser.parse_args()
-    try:
-        print("\n".join(measure(arguments.sessions, arguments.rounds, arguments.seconds)))
-    except KillError as problem:
-        print(f"killing: {problem}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
