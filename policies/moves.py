@@ -5,6 +5,10 @@ A directory takes everything in it along.  Moving ``.git`` aside, writing
 moving a directory out of ``src`` would get round one on ``src/**/*.pem``.  So a
 move is only harmless if, below both of its ends, every denying rule looks for
 the same things: then what is denied before is denied after, and the reverse.
+
+What the globs look for below a place is the state of an automaton that has read
+the place's components, all globs at once.  It is made as far as it is needed,
+and remembered: a rename costs the same however many rules deny.
 """
 
 from __future__ import annotations
@@ -12,10 +16,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from safeclaw.policies.document import Effect, Rule
-from safeclaw.policies.glob import Part, PathGlob, match_part, path_globs
+from safeclaw.policies.glob import Part, PathGlob, Word, path_globs
 from safeclaw.policies.index import Prefixes, ancestors
 
-Remaining = frozenset[tuple[Part, ...]]
+#: How many directories, and how many states, are remembered; then all are forgotten.
+_REMEMBERED = 1024
 
 
 class Moves:
@@ -26,16 +31,16 @@ class Moves:
     ) -> None:
         self._kept = Prefixes(dict.fromkeys(kept))
         prefixes: dict[str, int | None] = {}
-        self._globs: dict[str, list[tuple[int, PathGlob]]] = {}
+        globs: list[tuple[int, PathGlob]] = []
         for at, rule in enumerate(rules):
             if rule.effect is Effect.ALLOW:
                 continue
             for text in rule.paths:
                 for glob in path_globs(text, workspace=workspace, home=home):
                     prefixes.setdefault(glob.prefix, at)
-                    self._globs.setdefault(glob.prefix, []).append((at, glob))
+                    globs.append((at, glob))
         self._prefixes = Prefixes(prefixes)
-        self._deepest = max((prefix.count("/") for prefix in self._globs), default=0)
+        self._looks = _Looks(globs)
 
     def obstacle(self, path: str, to: str) -> tuple[str, int | None] | None:
         """Return what forbids the move: a path or place, and its rule (None: protected)."""
@@ -45,47 +50,117 @@ class Moves:
                 below = prefixes.below(end)
                 if below is not None:
                     return below
-        before, after = self._remaining(path), self._remaining(to)
-        if before == after:
+        before, after = self._looks.below(path), self._looks.below(to)
+        if before is after:
             return None
-        differing = {at for at in before.keys() | after.keys() if before.get(at) != after.get(at)}
-        return path, min(differing)
+        found, other = self._looks.by_rule(before), self._looks.by_rule(after)
+        differing = {at for at in found.keys() | other.keys() if found.get(at) != other.get(at)}
+        return (path, min(differing)) if differing else None
 
-    def _remaining(self, path: str) -> dict[int, Remaining]:
-        """Return, by rule, what its globs still look for below ``path``."""
-        found: dict[int, Remaining] = {}
-        for directory in ancestors(path, self._deepest):
-            for at, glob in self._globs.get(directory, ()):
-                left = _left(glob, path)
-                if left:
-                    found[at] = found.get(at, frozenset()) | left
+
+#: Where a glob is: its number, and the part that it wants next.
+_Position = tuple[int, int]
+
+
+class _State:
+    """Where all globs are at a place, and where they go from there."""
+
+    __slots__ = ("named", "positions", "stay", "wild")
+
+    def __init__(self, positions: frozenset[_Position]) -> None:
+        self.positions = positions
+        #: Filled when somebody goes on from here: what holds whatever the next name is, what a
+        #: name leads to, and what a wildcard that takes the name leads to.
+        self.stay: frozenset[_Position] | None = None
+        self.named: dict[str, frozenset[_Position]] = {}
+        self.wild: list[tuple[Word, frozenset[_Position]]] = []
+
+
+class _Looks:
+    """What globs still look for below a place."""
+
+    def __init__(self, globs: list[tuple[int, PathGlob]]) -> None:
+        self._rules = [at for at, _ in globs]
+        self._parts = [glob.rest for _, glob in globs]
+        self._starting: dict[str, frozenset[_Position]] = {}
+        for number, (_, glob) in enumerate(globs):
+            known = self._starting.get(glob.prefix, frozenset())
+            self._starting[glob.prefix] = known | self._at(number, 0)
+        self._states: dict[frozenset[_Position], _State] = {}
+        self._places: dict[str, _State] = {}
+
+    def by_rule(self, state: _State) -> dict[int, frozenset[tuple[Part, ...]]]:
+        """Return what is looked for, by rule."""
+        found: dict[int, frozenset[tuple[Part, ...]]] = {}
+        for number, part in state.positions:
+            at = self._rules[number]
+            found[at] = found.get(at, frozenset()) | {self._parts[number][part:]}
         return found
 
+    def below(self, path: str) -> _State:
+        """Return where the globs are at a place; the same object where they are the same."""
+        parent = path.rpartition("/")[0]
+        return self._next(self._directory(parent), path)
 
-def _left(glob: PathGlob, path: str) -> Remaining:
-    parts = glob.rest
-    below = path[len(glob.prefix) if glob.prefix != "/" else 0 :].strip("/")
-    states = _skip({0}, parts)
-    for name in below.split("/") if below else ():
-        states = _skip(
-            {
-                state if parts[state] is None else state + 1
-                for state in states
-                if state < len(parts) and (parts[state] is None or match_part(parts[state], name))
-            },
-            parts,
-        )
-        if not states:
-            break
-    # A glob that ends exactly here looks for nothing below.
-    return frozenset(parts[state:] for state in states if state < len(parts))
+    def _directory(self, path: str) -> _State:
+        known = self._places.get(path)
+        if known is not None:
+            return known
+        state = self._state(self._starting.get("/", frozenset()))
+        for place in ancestors(path, len(path)):
+            if place not in ("", "/"):
+                state = self._next(state, place)
+        if len(self._places) >= _REMEMBERED:
+            self._places.clear()
+        self._places[path] = state
+        return state
 
+    def _next(self, state: _State, place: str) -> _State:
+        """Return where the globs are at ``place``, being in ``state`` at its parent."""
+        if state.stay is None:
+            self._prepare(state)
+        name = place.rpartition("/")[2]
+        found = state.stay or frozenset()
+        found |= state.named.get(name, frozenset())
+        for word, leads in state.wild:
+            if word.match(name):
+                found |= leads
+        return self._state(found | self._starting.get(place, frozenset()))
 
-def _skip(states: set[int], parts: tuple[Part, ...]) -> set[int]:
-    """Add the states that a ``**`` standing for nothing leads to."""
-    found = set(states)
-    for state in sorted(states):
-        while state < len(parts) and parts[state] is None:
-            state += 1
-            found.add(state)
-    return found
+    def _prepare(self, state: _State) -> None:
+        stay: frozenset[_Position] = frozenset()
+        for number, at in state.positions:
+            part = self._parts[number][at]
+            if part is None:
+                stay |= self._at(number, at)
+                continue
+            leads = self._at(number, at + 1)
+            if isinstance(part, str):
+                state.named[part] = state.named.get(part, frozenset()) | leads
+            else:
+                state.wild.append((part, leads))
+        # last: it says that the rest is there, whichever thread looks
+        state.stay = stay
+
+    def _at(self, number: int, at: int) -> frozenset[_Position]:
+        """Return a position and those that a ``**`` standing for nothing leads to.
+
+        A glob that ends there looks for nothing below, and is dropped.
+        """
+        parts = self._parts[number]
+        found: set[_Position] = set()
+        while at < len(parts):
+            found.add((number, at))
+            if parts[at] is not None:
+                break
+            at += 1
+        return frozenset(found)
+
+    def _state(self, positions: frozenset[_Position]) -> _State:
+        known = self._states.get(positions)
+        if known is None:
+            if len(self._states) >= _REMEMBERED:
+                self._states.clear()
+                self._places.clear()
+            known = self._states.setdefault(positions, _State(positions))
+        return known

@@ -68,6 +68,10 @@ def read_strings(pid: int, address: int) -> list[bytes]:
     return out
 
 
+#: How much of /proc/PID/status holds its first two lines, whatever the name (64 bytes, escaped).
+_STATUS_HEAD = 512
+
+
 def status(pid: int) -> dict[str, str]:
     """Return /proc/PID/status as a mapping (proc(5))."""
     with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as source:
@@ -192,5 +196,10 @@ class Caller:
         return int(fields[3]), os.makedev(number >> 8 & 0xFFF, minor) if number else 0
 
     def umask(self) -> int:
-        """Return the thread's umask, in force now."""
-        return int(_field(status(self.pid), "Umask"), 8)
+        """Return the thread's umask, in force now; ESRCH when the thread is exiting."""
+        with open(f"/proc/{self.pid}/status", "rb", buffering=0) as source:
+            # the second line; the first, a name, is short, and its newlines are escaped
+            _, found, rest = source.read(_STATUS_HEAD).partition(b"\nUmask:\t")
+        if not found:
+            raise OSError(errno.ESRCH, os.strerror(errno.ESRCH))
+        return int(rest.partition(b"\n")[0], 8)
