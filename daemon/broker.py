@@ -66,8 +66,9 @@ class Broker:
         self._woken, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._stopping = False
         veils = Veils(state / "keys")
-        self._ledger = Ledger(state / "journal", veils, self._wake)
         self._service = service or Service(configuration=state)
+        keeping = self._service.settings.journal
+        self._ledger = Ledger(state / "journal", keeping, veils, self._wake)
         self._desk = Desk(state, self._service, self)
         self._doors = Doors(listener, self._desk.authority.access)
         self._doors.watch(self._woken)

@@ -16,6 +16,7 @@ from safeclaw.daemon.committer import PACE, Committer
 from safeclaw.daemon.forwarding import Forwarding
 from safeclaw.daemon.health import Standing, standing
 from safeclaw.daemon.journal.journal import Journal
+from safeclaw.daemon.journal.keeping import Keeping
 from safeclaw.daemon.journal.record import Entry, Template
 from safeclaw.daemon.journal.recovery import Unfinished
 from safeclaw.daemon.pseudonyms import Veils
@@ -34,8 +35,9 @@ class Position(msgspec.Struct, frozen=True):
 class Ledger:
     """See the module.  ``wake`` is written to whenever more is on disk."""
 
-    def __init__(self, directory: Path, veils: Veils, wake: int) -> None:
+    def __init__(self, directory: Path, keeping: Keeping, veils: Veils, wake: int) -> None:
         self._directory = directory
+        self._keeping = keeping
         self._veils = veils
         self._wake = wake
         self._journal: Journal | None = None
@@ -52,6 +54,7 @@ class Ledger:
     def open(self) -> tuple[Unfinished, ...]:
         """Open the journal; return the sessions it holds no end of.  JournalError, OSError."""
         journal = Journal.open(self._directory)
+        journal.keep(self._keeping)
         journal.veil = self._veils
         self._committer = Committer(journal, self._wake)
         self._forwarding = Forwarding(journal.directory, journal.chain_id)

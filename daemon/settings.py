@@ -11,6 +11,7 @@ from typing import Annotated, cast
 
 import msgspec
 
+from safeclaw.daemon.journal.keeping import Keeping
 from safeclaw.daemon.peer import Groups
 from safeclaw.errors import PolicyError, UsageError
 
@@ -37,6 +38,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     #: How old a key gets before it is due for rotation, and how long it is good for.
     key_rotation_days: Annotated[int, msgspec.Meta(ge=1, le=3650)] = 90
     groups: Groups = Groups()
+    journal: Keeping = Keeping()
 
 
 def read(path: Path) -> Settings:

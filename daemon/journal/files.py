@@ -10,6 +10,7 @@ writer a full scan; worthless to a verifier), ``torn-*`` (tails set aside),
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -144,6 +145,24 @@ def open_segment(path: Path, *, create: bool) -> int:
         os.close(fd)
         raise JournalError(f"{path}: not a plain file of its own")
     return fd
+
+
+def sync(fd: int) -> None:
+    """Make what was appended to a file durable.  OSError when it is not.
+
+    Linux 6.18's ext4 can answer an fdatasync with 0 though the commit that it waited for was
+    dropped: the file system was shut down, or met an error, just then
+    (docs/adr/journal-look-after-the-sync.md).
+    """
+    os.fdatasync(fd)
+    try:
+        # Changes nothing, but begins a transaction: that fails once one was dropped.
+        os.posix_fallocate(fd, 0, 1)
+    except OSError as error:
+        # The file system has no fallocate.  INVARIANT: the descriptor is O_APPEND, for which
+        # glibc says EBADF instead of writing zeros in its place.
+        if error.errno not in (errno.EOPNOTSUPP, errno.EBADF, errno.ENOSYS, errno.EINVAL):
+            raise
 
 
 def sync_directory(directory: Path) -> None:

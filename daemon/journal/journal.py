@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from safeclaw.daemon.journal import files, keys, retention
+from safeclaw.daemon.journal.keeping import Keeping
 from safeclaw.daemon.journal.merkle import leaf_hash
 from safeclaw.daemon.journal.note import Checkpoint, SigningKey
 from safeclaw.daemon.journal.record import (
@@ -49,10 +50,7 @@ from safeclaw.errors import JournalError, JournalFaultError
 CHECKPOINT_RECORDS: Final = 1024
 CHECKPOINT_NS: Final = 1_000_000_000
 HEARTBEAT_NS: Final = 60_000_000_000
-SEGMENT_BYTES: Final = 64 << 20
 SEGMENT_NS: Final = 86_400 * 1_000_000_000
-#: A signing key is rolled at the first rotation after it has served this long.
-EPOCH_SECONDS: Final = 7 * 86_400
 #: A wall clock that moves against the boot clock by more than this is a step.
 STEP_US: Final = 1_000_000
 
@@ -89,8 +87,7 @@ class Journal:
         #: What may be done only once all that was appended before it is on disk.
         self._afterwards: list[Callable[[], None]] = []
         self._rolling: str | None = None  # a certificate that is not on disk yet
-        self.segment_bytes = SEGMENT_BYTES
-        self.retention_days = retention.RETENTION_DAYS
+        self.keep(Keeping())
         #: What every entry passes through before it is recorded: pseudonyms.
         self.veil: Callable[[Entry], Entry] = lambda entry: entry
 
@@ -160,6 +157,12 @@ class Journal:
         self._recall_fault()
         if head.seq > self._durable + 1:
             self.commit()
+
+    def keep(self, keeping: Keeping) -> None:
+        """Have segments and keys end, and old segments go, as is set."""
+        self.segment_bytes = keeping.segment_kib << 10
+        self.retention_days = keeping.retention_days
+        self.key_seconds = keeping.key_days * 86_400
 
     @property
     def chain_id(self) -> str:
@@ -579,7 +582,7 @@ class Journal:
         self._checkpoint()
         # Neither is worth a fault: the next segment tries again.
         with contextlib.suppress(OSError, JournalError):
-            if retention.key_age_s(self._keys, time.time_ns() / 1e9) > EPOCH_SECONDS:
+            if retention.key_age_s(self._keys, time.time_ns() / 1e9) > self.key_seconds:
                 self._roll()
             self._prune(self.retention_days)
 

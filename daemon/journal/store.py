@@ -67,7 +67,7 @@ class Store:
         written = os.write(self._fd, data)
         if written != len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        os.fdatasync(self._fd)
+        files.sync(self._fd)
         self._size += written
 
     def publish(self, mark: Mark) -> bool:

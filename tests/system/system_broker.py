@@ -168,6 +168,12 @@ class Pace:
             assert self._poll.poll(PATIENCE * 1000), "the agent makes no step"
             count -= len(os.read(self._fd, 65536)) or 0
 
+    def drain(self) -> None:
+        """Forget the steps that were made and not waited for."""
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._fd, 65536):
+                pass
+
     def gone(self) -> None:
         """Wait until every process that holds the other end is gone."""
         while True:

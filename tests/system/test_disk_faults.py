@@ -8,6 +8,7 @@ then on, and the person is told why.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
@@ -15,11 +16,16 @@ import shutil
 import struct
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from safeclaw.daemon.journal import files
+from safeclaw.daemon.journal import files, read
+from safeclaw.daemon.journal.journal import Journal
+from safeclaw.errors import JournalFaultError
+from tests.journals import decision
 from tests.system.conftest import Person
 from tests.system.test_failures import at_work, broker_of, gone, recorded, whole
 
@@ -78,6 +84,11 @@ class LoopDisk:
         """Check the file system, and mount it again."""
         # A broker may still be letting go of its files.
         self.inside(f"umount -l {self._at}")
+        # Of a copy: mount(8) would take up a loop device that still has the old image, and the
+        # kernel the file system on it, failed as it is.
+        copy = self._image.with_suffix(f"{self._image.suffix}.mended")
+        shutil.copyfile(self._image, copy)
+        self._image = copy
         subprocess.run(["e2fsck", "-fp", str(self._image)], check=False, capture_output=True)
         self.inside(self._mount)
 
@@ -126,6 +137,92 @@ def test_a_disk_that_fails_stops_the_agent_and_loses_no_record(
     assert made <= recorded(person)
     whole(person)
     assert work.made() == made
+
+
+# --- a sync that says yes, and did not
+
+
+def acknowledged(disk: LoopDisk, fail: Callable[[], object], *, after: int = 0) -> int:
+    """Append and commit until the disk, which ``fail`` breaks meanwhile, is found out.
+
+    Return the highest number that a commit gave.
+    """
+    directory = disk.path / "journal"
+    last = -1
+    with contextlib.suppress(JournalFaultError), Journal.open(directory) as journal:
+        last = journal.durable
+        with ThreadPoolExecutor(1) as hand:
+            failing: Future[object] | None = None
+            while True:
+                for number in range(5):
+                    journal.append(decision(number))
+                if last >= after and failing is None:
+                    failing = hand.submit(fail)
+                last = journal.commit()
+    return last
+
+
+def on_disk(disk: LoopDisk) -> int:
+    """Return the number of the last record that a mended disk has."""
+    disk.mend()
+    return max(record.seq for record in read(disk.path / "journal"))
+
+
+@pytest.fixture(name="unlooked")
+def _unlooked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Leave out the look at the file system after a sync, where the test asks for that."""
+    if request.param:
+
+        def says_yes(_fd: int, _offset: int, _length: int) -> None: ...
+
+        monkeypatch.setattr(os, "posix_fallocate", says_yes)
+    return bool(request.param)
+
+
+@pytest.mark.parametrize("unlooked", [True, False], ids=["no look after", ""], indirect=True)
+def test_a_sync_that_answers_yes_for_what_was_dropped_acknowledges_nothing(
+    disk: LoopDisk, unlooked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The moment that the campaign below looks for, made: a disk that fails within the sync."""
+    sync = os.fdatasync
+    calls = 0
+
+    def too_late(fd: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls < 20:
+            sync(fd)
+        elif calls == 20:
+            disk.shut_down()
+
+    monkeypatch.setattr(os, "fdatasync", too_late)
+    last = acknowledged(disk, lambda: None)
+    monkeypatch.undo()
+    assert calls == 20
+    assert (on_disk(disk) < last) is unlooked
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("unlooked", [True, False], ids=["no look after", ""], indirect=True)
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_disk_that_fails_within_a_sync_loses_nothing_acknowledged(
+    person: Person, unlooked: bool, name: str
+) -> None:
+    """The kernel itself: ext4 answers 0 when the commit it should wait for was just dropped."""
+    fail, _ = FAULTS[name]
+    rounds, lost = 60, 0
+    for number in range(rounds):
+        shutil.rmtree(person.state)
+        person.state.mkdir()
+        disk = LoopDisk(person)
+        try:
+            last = acknowledged(disk, partial(fail, disk), after=40 + 7 * number % 100)
+            lost += on_disk(disk) < last
+        finally:
+            person.within = ()
+            disk.close()
+    print(f"\n{name}, {'no ' * unlooked}look after: {lost} of {rounds} lost what was acknowledged")
+    assert (lost > 0) is unlooked
 
 
 def test_a_quota_that_is_used_up_stops_the_agent(person: Person) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from safeclaw.daemon import settings
+from safeclaw.daemon.journal.journal import Journal
 from safeclaw.daemon.peer import Groups
 from safeclaw.errors import UsageError
 
@@ -24,6 +25,22 @@ def test_what_is_set_holds(tmp_path: Path) -> None:
     read = settings.read(path)
     assert (read.grace, read.approval_hook) == (5.0, ("/usr/bin/page", "on-call"))
     assert read.groups == Groups(run="agents")
+
+
+def test_how_the_journal_is_kept_reaches_its_writer(tmp_path: Path) -> None:
+    path = tmp_path / "safeclawd.yaml"
+    path.write_text("journal: {segment_kib: 16, retention_days: 400, key_days: 1}\n")
+    with Journal.open(tmp_path / "journal") as journal:
+        journal.keep(settings.read(path).journal)
+        assert journal.segment_bytes == 16_384
+        assert (journal.retention_days, journal.key_seconds) == (400, 86_400)
+
+
+def test_less_than_auditors_look_back_is_no_retention(tmp_path: Path) -> None:
+    path = tmp_path / "safeclawd.yaml"
+    path.write_text("journal: {retention_days: 89}\n")
+    with pytest.raises(UsageError, match=r"safeclawd.yaml:1: .*90.*retention_days"):
+        settings.read(path)
 
 
 def test_every_problem_is_said_with_its_line(tmp_path: Path) -> None:
