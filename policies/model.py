@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import shlex
 
 import msgspec
 
@@ -150,8 +151,9 @@ def describe(target: Target) -> str:
         case FileTarget(path, to):
             return f"{printable(path)} -> {printable(to or '')}"
         case ProgramTarget(program, argv):
-            words = [printable(word) for word in argv[1:]]
-            return " ".join([printable(program), *words])
+            # as a shell would take them: a word with a space is not two
+            words = [shlex.quote(printable(word)) for word in (program, *argv[1:])]
+            return " ".join(words)
         case AddressTarget(protocol, address, port):
             literal = f"[{address}]" if ":" in address else address
             known = f" ({', '.join(printable(name) for name in target.names)})"

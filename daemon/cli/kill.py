@@ -40,6 +40,10 @@ def kill_command(name: str | None, everybody: bool, why: str, broker: str, as_js
         whom = "every agent" if agent is None else printable(agent)
         again = "--all" if agent is None else printable(agent)
         click.echo(f"{whom}: {count} sessions stopped; down until safeclaw resume {again}")
+        if agent is not None and not count:
+            click.echo(
+                "hint: nothing of that name was running; safeclaw ps, safeclaw agent list", err=True
+            )
     return 0
 
 

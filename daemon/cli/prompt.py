@@ -2,7 +2,9 @@
 
 The agent has the same terminal, so nothing that it writes there may count as an
 answer: the answer is read from /dev/tty after what was typed before is thrown away,
-and is sent to the broker as that person's own, over a connection of its own.
+and is sent to the broker as that person's own, over a connection of its own.  What it
+has done to the terminal's colours and letters is undone before the question, and a
+question that would scroll away is not put here.
 """
 
 from __future__ import annotations
@@ -19,6 +21,10 @@ from safeclaw.policies.model import Attempt, describe
 
 _one_at_a_time = threading.Lock()
 _shown: set[str] = set()
+#: Longer ones, in characters, are answered where they can be read at leisure.
+_LONGEST = 1000
+#: ECMA-48: no attributes, US ASCII for letters, the cursor seen, a line that is empty.
+_PLAIN = "\x1b[0m\x0f\x1b(B\x1b[?25h\r\x1b[K"
 _CHOICES = {
     "y": ("once", "approve"),
     "yes": ("once", "approve"),
@@ -44,6 +50,11 @@ def start(asked: protocol.Asked, attempt: Attempt, client: Client) -> None:
     if asked.approval in _shown:
         return
     _shown.add(asked.approval)
+    if len(describe(attempt.target)) > _LONGEST:
+        display.tell(
+            "safeclaw: too long to be asked here: safeclaw approvals --json shows it whole"
+        )
+        return
     try:
         tty = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY)
     except OSError:
@@ -60,7 +71,7 @@ def _ask(tty: int, asked: protocol.Asked, attempt: Attempt, client: Client) -> N
             with contextlib.suppress(termios.error):
                 termios.tcflush(terminal.fileno(), termios.TCIFLUSH)
             try:
-                terminal.write((line + "[y]es once, [s]ession, [n]o: ").encode())
+                terminal.write((_PLAIN + line + "[y]es once, [s]ession, [n]o: ").encode())
                 said = terminal.readline().decode("utf-8", "replace").strip().lower()
             except OSError:
                 return

@@ -313,7 +313,9 @@ class _Run:
 
     def _show_walls(self, walls: dict[str, object]) -> None:
         for name, value in walls.items():
-            if isinstance(value, list):
+            if not value:
+                display.tell(f"safeclaw: {name}: none")
+            elif isinstance(value, list):
                 display.tell(f"safeclaw: {name}:")
                 for item in value:  # pyright: ignore[reportUnknownVariableType]
                     display.tell(f"safeclaw:   {printable(str(item))}")  # pyright: ignore[reportUnknownArgumentType]

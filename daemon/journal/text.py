@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import cast
 
 from safeclaw.daemon.journal.record import Record
@@ -28,7 +29,8 @@ def target_text(target: dict[str, object]) -> str:
             return str(path)
         case {"program": program, "argv": argv} if isinstance(argv, list):
             words = cast("list[object]", argv)[1:]
-            return " ".join([str(program), *(str(word) for word in words)])
+            # as a shell would take them: a word with a space is not two
+            return " ".join(shlex.quote(str(word)) for word in (program, *words))
         case {"protocol": protocol, "address": address, "port": port}:
             literal = f"[{address}]" if ":" in str(address) else address
             return f"{protocol}:{literal}:{port}"

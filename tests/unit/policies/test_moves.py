@@ -59,26 +59,29 @@ def test_a_move_is_let_through_when_the_rules_look_for_the_same(
     for path, to in ends:
         obstacle = moves.obstacle(path, to)
         before, after = _remaining(globs, path), _remaining(globs, to)
-        if obstacle is None:
-            assert before == after
-        elif obstacle[0] == path and before != after:
-            differing = {
-                at for at in before.keys() | after.keys() if before.get(at) != after.get(at)
-            }
-            assert obstacle[1] in (min(differing), _first_at_or_below(globs, path))
+        held = [place for end in (path, to) for place in _places(globs) if _lies(place, end)]
+        if held:
+            assert obstacle is not None
+            assert obstacle[0] in held
+            assert obstacle[1] == _places(globs)[obstacle[0]]
+        elif before == after:
+            assert obstacle is None
         else:
-            # a rule's own place lies at or below one of the ends
-            assert _first_at_or_below(globs, obstacle[0]) == obstacle[1]
+            rules = before.keys() | after.keys()
+            assert obstacle == (path, min(at for at in rules if before.get(at) != after.get(at)))
 
 
-def _first_at_or_below(globs: list[str], place: str) -> int | None:
-    inside = [
-        at
-        for at, text in enumerate(globs)
-        for glob in path_globs(text, workspace="/ws", home="/home/u")
-        if glob.prefix == place or glob.prefix.startswith(f"{place}/")
-    ]
-    return min(inside, default=None)
+def _places(globs: list[str]) -> dict[str, int]:
+    """Return the directory that each glob is about, and its first rule."""
+    found: dict[str, int] = {}
+    for at, text in enumerate(globs):
+        for glob in path_globs(text, workspace="/ws", home="/home/u"):
+            found.setdefault(glob.prefix, at)
+    return found
+
+
+def _lies(place: str, end: str) -> bool:
+    return place == end or place.startswith(f"{end}/")
 
 
 def test_many_directories_and_states_are_forgotten_in_time() -> None:
