@@ -226,7 +226,7 @@ class Desk:
                 self._watch.update(self.authority.policies.watched())
             if self._look_again:
                 self.look()
-        self.authority.tick(time.time())
+        self.authority.questions.tick(time.time())
         self.health.tick(self._house.sessions())
         while not self._wanted.empty():
             self._wanted.get().put(self.snapshot())
@@ -241,7 +241,7 @@ class Desk:
         waits: list[float] = []
         if (soon := self.health.next_tick()) is not None:
             waits.append(soon)
-        due = self.authority.next_tick()
+        due = self.authority.questions.next_tick()
         if due is not None:
             waits.append(max(0.0, due - time.time()))
         if any(later.sessions for later in self._later):
@@ -312,7 +312,7 @@ class Desk:
             standing=self._house.standing,
             fault=fault.message if fault is not None else None,
             sessions=len(running),
-            approvals=len(self.authority.approvals.pending),
+            approvals=len(self.authority.questions.approvals.pending),
             kill_orders=orders,
             agents=len(agents),
             keys_due=tuple(agent.name for agent in agents if agent.newest <= old),
@@ -351,7 +351,7 @@ class Desk:
         running = self._house.sessions()
         decisions, denials = self.health.decisions(running)
         text = f"{len(running)} sessions, {decisions} decisions ({denials} denials)"
-        pending = len(self.authority.approvals.pending)
+        pending = len(self.authority.questions.approvals.pending)
         text += f", {pending} questions wait" if pending else ""
         orders = len(self.authority.switch.switches)
         text += f", {orders} kill orders" if orders else ""

@@ -140,9 +140,9 @@ class Intake:
                     self.append(session.adopt(message))
             case protocol.Ask():
                 if self._ledger.fault is None and not session.ended:
-                    self._desk.authority.ask(session, message)
+                    self._desk.authority.questions.ask(session, message)
             case protocol.Withdraw(ticket):
-                self._desk.authority.withdraw(session, ticket)
+                self._desk.authority.questions.withdraw(session, ticket)
             case protocol.Decided():
                 raise BrokerError("a decision in another than its one encoding")
 

@@ -14,11 +14,13 @@ from collections.abc import Callable
 import msgspec
 
 from safeclaw.daemon import control
-from safeclaw.daemon.authority import Authority, Services, shown
+from safeclaw.daemon.authority import Authority
 from safeclaw.daemon.health import Snapshot
 from safeclaw.daemon.journal.record import Entry, RecordType
 from safeclaw.daemon.peer import Peer, Role
+from safeclaw.daemon.questions import shown
 from safeclaw.daemon.registry import Agent, Key
+from safeclaw.daemon.services import Services
 from safeclaw.daemon.sessions import Session
 from safeclaw.errors import BrokerError
 from safeclaw.policies.model import printable
@@ -94,7 +96,7 @@ class Requests:
             case control.ListApprovals():
                 return Outcome(self._approvals(peer))
             case control.Approve() | control.Refuse():
-                self._authority.settle(peer, request)
+                self._authority.questions.settle(peer, request)
                 return Outcome({"approval": request.id})
             case control.Agents(name):
                 return Outcome(self._agents(name))
@@ -161,9 +163,9 @@ class Requests:
     def _approvals(self, peer: Peer) -> list[dict[str, object]]:
         now = time.time()
         return [
-            shown(one, now, self._authority.approvals.waiting(one))
-            for one in self._authority.approvals.pending
-            if self._authority.may_answer(peer, one)
+            shown(one, now, self._authority.questions.approvals.waiting(one))
+            for one in self._authority.questions.approvals.pending
+            if self._authority.questions.may_answer(peer, one)
         ]
 
     def _agents(self, name: str | None) -> list[dict[str, object]]:
