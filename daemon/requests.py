@@ -225,7 +225,7 @@ class Requests:
             raise BrokerError("the overlap is from 0 seconds to 90 days")
         agent, key, text = registry.rotated(agent, _lifetime(request.lifetime), request.overlap)
         detail: dict[str, object] = {"key": key.id, "overlap": request.overlap}
-        self._record(peer, agent, "rotated", detail, kind=RecordType.KEY_CHANGE)
+        self._record(peer, agent, "rotated", detail)
         registry.put(agent)
         return Outcome({"name": agent.name, "key": key.id, "api_key": text})
 
@@ -236,7 +236,7 @@ class Requests:
         registry.put(agent)
         hit = self._stop(request.name, ids, "its key was revoked")
         detail: dict[str, object] = {"keys": list(ids), "sessions": [one.id for one in hit]}
-        self._record(peer, agent, "revoked", detail, kind=RecordType.KEY_CHANGE, why=request.why)
+        self._record(peer, agent, "revoked", detail, why=request.why)
         return Outcome({"name": agent.name, "keys": list(ids), "sessions": len(hit)}, tuple(hit))
 
     def _remove(self, peer: Peer, request: control.RemoveAgent) -> Outcome:
@@ -282,21 +282,22 @@ class Requests:
         event: str,
         more: dict[str, object],
         *,
-        kind: RecordType = RecordType.AGENT_CHANGE,
         why: str = "",
     ) -> None:
-        detail: dict[str, object] = {"event": event, "by": peer.uid, **more}
-        if kind is RecordType.AGENT_CHANGE:
-            detail |= {
-                "owner": agent.owner,
-                "environment": agent.environment,
-                "policy": agent.policy,
-            }
-            if agent.uid is not None:
-                detail["user"] = agent.uid
+        # Never key_change, whatever happens to an API key: that is the chain's own signing key.
+        detail: dict[str, object] = {
+            "event": event,
+            "by": peer.uid,
+            **more,
+            "owner": agent.owner,
+            "environment": agent.environment,
+            "policy": agent.policy,
+        }
+        if agent.uid is not None:
+            detail["user"] = agent.uid
         self._services.append(
             Entry(
-                type=kind,
+                type=RecordType.AGENT_CHANGE,
                 agent=agent.name,
                 uid=peer.uid,
                 pid=peer.pid,

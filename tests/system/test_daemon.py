@@ -174,6 +174,10 @@ def test_revoking_a_key_ends_what_runs_on_it(making: Making, member: Person) -> 
         running.communicate()
     ran = member.finish(broker.run(member, "--agent", "demo", "--", "true", key=new))
     assert ran.returncode == 0, ran.stderr
+    changes = [one["detail"]["event"] for one in broker.records("--type", "agent_change")]
+    assert changes == ["added", "rotated", "revoked"]
+    # an API key is none that the chain is signed with
+    assert broker.verify().returncode == 0, broker.verify().stdout
 
 
 def test_a_name_cannot_be_taken_without_its_key(making: Making, member: Person) -> None:
