@@ -11,7 +11,10 @@ import time
 from pathlib import Path
 
 from safeclaw.daemon import control, kept, protocol
-from safeclaw.daemon.inforce import Change, Hands, InForce
+from safeclaw.daemon.archive import Found
+from safeclaw.daemon.changes import Change
+from safeclaw.daemon.hands import Hands
+from safeclaw.daemon.inforce import InForce
 from safeclaw.daemon.journal.record import Entry, RecordType
 from safeclaw.daemon.killswitch import KillSwitch, Switch
 from safeclaw.daemon.opening import Opening
@@ -48,15 +51,20 @@ class Authority:
         self.switch = KillSwitch(state)
         self.questions = Questions(access, settings, services)
         hands = Hands(settings.groups.admin) if access.system else None
-        self.policies = InForce(state, configuration / "policies", hands)
+        self.policies = InForce(
+            state, configuration / "policies", time.time, hands, rule=settings.require_approval
+        )
         self._state = state
         self._services = services
         self._refusals: dict[int, tuple[float, int]] = {}
 
     def load(self) -> None:
-        """Read what is on file; raises BrokerError when something is damaged."""
+        """Read what is on file, and record what has changed; BrokerError for what is damaged."""
         self.registry.load()
         _ = self.switch.switches
+        agents = self.registry.agents
+        self.policies.load(frozenset(one.policy for one in agents if one.removed is None))
+        self.changed()
 
     # ---- sessions
 
@@ -101,7 +109,7 @@ class Authority:
                 f"{known.name} is registered: its policy is {known.policy}, and no other",
                 hint=f"without --policy, or safeclaw agent set-policy {known.name} POLICY",
             )
-        found = self.policies.get(known.policy)
+        found = self.policy(known.policy)
         return Opening(known.name, found.policy, found.files, registered=True, key=key.id)
 
     def ended(self, session: Session) -> None:
@@ -221,16 +229,29 @@ class Authority:
 
     # ---- policies
 
-    def changed(self, changes: list[Change]) -> None:
-        """Put in force what a reload has found, and record it."""
+    def policy(self, ref: str) -> Found:
+        """Return the policy in force under a reference.  PolicyError, BrokerError."""
+        try:
+            return self.policies.get(ref)
+        finally:
+            self.changed()
+
+    def changed(self) -> None:
+        """Record what has happened to the policies, and give it to the sessions."""
+        changes = self.policies.news()
         for change in changes:
             self._services.append(change.entry())
-            if change.policy is None:
-                continue
-            for session in self._services.sessions():
-                agent = self.registry.find(session.agent or "") if session.registered else None
-                if agent is not None and agent.policy == change.ref:
-                    self.give(session, change.policy)
+        if changes:
+            self.policies.save()
+        for change in changes:
+            if change.found is not None:
+                self._give_all(change, change.found.policy)
+
+    def _give_all(self, change: Change, policy: Policy) -> None:
+        for session in self._services.sessions():
+            agent = self.registry.find(session.agent or "") if session.registered else None
+            if agent is not None and agent.policy == change.ref:
+                self.give(session, policy)
 
     def give(self, session: Session, policy: Policy) -> None:
         """Put another policy in force for a session that runs."""

@@ -111,6 +111,46 @@ class Reload(_Request, frozen=True, tag="reload"):
     """Read the policies again, as SIGHUP does."""
 
 
+class PendingPolicies(_Request, frozen=True, tag="policy-pending"):
+    """Which policies wait for two people."""
+
+
+class ApprovePolicy(_Request, frozen=True, tag="policy-approve"):
+    """Say yes to a policy that waits; ``sha256`` may be its first 12 digits."""
+
+    policy: str
+    sha256: str
+    why: str = ""
+
+
+class RefusePolicy(_Request, frozen=True, tag="policy-refuse"):
+    """Say no to a policy that waits."""
+
+    policy: str
+    sha256: str
+    why: str = ""
+
+
+class RollBack(_Request, frozen=True, tag="policy-rollback"):
+    """Say which file is to have which text, so that an earlier policy is in force again.
+
+    ``to`` is that policy's hash, its first 12 digits, or ``previous``.  The broker only
+    records who wants it: the file is root's to write.
+    """
+
+    policy: str
+    to: str
+    why: str
+
+
+class PolicyText(_Request, frozen=True, tag="policy-text"):
+    """The text of a policy's file that was in force or waits, by its SHA-256."""
+
+    sha256: str
+
+
+AgentRequest = AddAgent | RotateKey | RevokeKey | RemoveAgent | SetPolicy
+PolicyRequest = PendingPolicies | ApprovePolicy | RefusePolicy | RollBack | PolicyText
 Request = (
     Status
     | Sessions
@@ -119,13 +159,10 @@ Request = (
     | ListApprovals
     | Approve
     | Refuse
-    | AddAgent
     | Agents
-    | RotateKey
-    | RevokeKey
-    | RemoveAgent
-    | SetPolicy
     | Reload
+    | AgentRequest
+    | PolicyRequest
 )
 
 

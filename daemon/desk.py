@@ -23,7 +23,7 @@ from safeclaw.daemon import control, protocol
 from safeclaw.daemon.alerts import Alerts
 from safeclaw.daemon.authority import Authority
 from safeclaw.daemon.health import Health, Snapshot, Standing
-from safeclaw.daemon.inforce import Change
+from safeclaw.daemon.inforce import Look
 from safeclaw.daemon.journal.record import Entry, RecordType
 from safeclaw.daemon.ledger import Position
 from safeclaw.daemon.peer import Access, Peer, Role
@@ -105,14 +105,17 @@ class Desk:
         self._house = house
         access = Access(os.geteuid(), service.groups)
         self.authority = Authority(state, access, service.settings, self, service.configuration)
-        self._requests = Requests(self.authority, self, self.snapshot, self.look)
+        self._requests = Requests(self.authority, self, self.snapshot)
         alerts = Alerts(
             service.settings.alert_hook, lambda: house.position.chain, self._hook_failed
         )
         self.health = Health(alerts, service.settings.alert_denials)
         self._later: list[_Later] = []
-        self._looked: queue.SimpleQueue[list[Change]] = queue.SimpleQueue()
+        self._looked: queue.SimpleQueue[list[Look]] = queue.SimpleQueue()
         self._looking = self._look_again = False
+        #: Who is told what the look has found that goes on, or the one after it.
+        self._told_now: list[Session] = []
+        self._told_next: list[Session] = []
         self._watch: PolicyWatch | None = None
         #: Threads that wait to be told how the broker is.
         self._wanted: queue.SimpleQueue[queue.SimpleQueue[Snapshot]] = queue.SimpleQueue()
@@ -137,6 +140,10 @@ class Desk:
             if fault is not None and not looks:
                 raise fault
             outcome = self._requests.handle(session.peer, request)
+            if outcome.looks:
+                self._told_next.append(session)
+                self.look()
+                return
             reply, sessions = control.Reply(outcome.data), outcome.sessions
         except SafeclawError as problem:
             reply = control.Reply(error=problem.message, hint=problem.hint)
@@ -220,8 +227,11 @@ class Desk:
         """Take in what the policies' thread has found, and expire what is due."""
         while not self._looked.empty():
             self._looking = False
-            changes = self.authority.policies.accept(self._looked.get())
-            self.authority.changed(changes)
+            self.authority.policies.accept(self._looked.get())
+            self.authority.changed()
+            for session in self._told_now:
+                reply = control.Reply(self.authority.policies.told())
+                self._say_later(session, control.encode(reply))
             if self._watch is not None:
                 self._watch.update(self.authority.policies.watched())
             if self._look_again:
@@ -259,13 +269,14 @@ class Desk:
             self._look_again = True
             return
         self._looking, self._look_again = True, False
+        self._told_now, self._told_next = self._told_next, []
 
         def work() -> None:
-            changes: list[Change] = []
+            looks: list[Look] = []
             try:
-                changes = self.authority.policies.look()
+                looks = self.authority.policies.look()
             finally:
-                self._looked.put(changes)
+                self._looked.put(looks)
                 self._house.wake()
 
         threading.Thread(target=work, name="policies", daemon=True).start()
@@ -317,6 +328,7 @@ class Desk:
             agents=len(agents),
             keys_due=tuple(agent.name for agent in agents if agent.newest <= old),
             policies=self.authority.policies.hashes(),
+            policies_waiting=self.authority.policies.waiting(),
             decisions_total=decisions,
             denials_total=denials,
             refusals_total=self.health.refusals,

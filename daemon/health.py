@@ -58,6 +58,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     agents: int
     keys_due: tuple[str, ...]
     policies: dict[str, str]
+    policies_waiting: dict[str, str]
     decisions_total: int
     denials_total: int
     refusals_total: int

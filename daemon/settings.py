@@ -37,6 +37,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     metrics_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
     #: How old a key gets before it is due for rotation, and how long it is good for.
     key_rotation_days: Annotated[int, msgspec.Meta(ge=1, le=3650)] = 90
+    #: Whether two administrators have to say yes before a wider policy comes into force.
+    require_approval: bool = False
     groups: Groups = Groups()
     journal: Keeping = Keeping()
 

@@ -39,14 +39,18 @@ def read(path: Path, kind: type[Value], empty: Value) -> Value:
 
 
 def write(path: Path, value: object) -> None:
-    """Replace a file; when this returns, the new one is on disk.  BrokerError."""
-    data = msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n"
+    """Replace a file by a value; when this returns, the new one is on disk.  BrokerError."""
+    replace(path, msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n")
+
+
+def replace(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Replace a file's content; when this returns, the new one is on disk.  BrokerError."""
     fresh = path.with_name(f".{path.name}.new")
     try:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(fresh)
         descriptor = os.open(
-            fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+            fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode
         )
         with open(descriptor, "wb") as out:
             out.write(data)

@@ -9,14 +9,17 @@ from pathlib import Path
 
 import msgspec
 
+from safeclaw.daemon import statefile
+from safeclaw.daemon.archive import Archive
 from safeclaw.daemon.journal import reader
 from safeclaw.daemon.journal.record import Record, RecordType
+from safeclaw.daemon.policystate import FILE_NAME, OnFile
 from safeclaw.daemon.pseudonyms import is_sealed
-from safeclaw.errors import PolicyError
+from safeclaw.errors import BrokerError, PolicyError
 from safeclaw.policies import source
 from safeclaw.policies.compare import Comparison, compare
 from safeclaw.policies.compiled import CompiledPolicy, compile_policy
-from safeclaw.policies.document import Policy
+from safeclaw.policies.document import Parent, Policy
 from safeclaw.policies.loader import load
 from safeclaw.policies.model import Attempt, describe, printable
 from safeclaw.policies.observed import plain, target_of
@@ -89,20 +92,30 @@ class Difference(msgspec.Struct, frozen=True):
 
 def find(ref: str, state: Path) -> Version:
     """Return a policy by file, name, or the hash it was in force under.  PolicyError."""
-    name, text = _read(ref, state)
-    parents = source.gather(name, text)
+    if _HASH.fullmatch(ref) and not os.path.lexists(ref):
+        return _kept(ref, state)
+    name, text = source.find(ref, Path.cwd())
+    return _version(ref, name, text, source.gather(name, text))
+
+
+def _version(ref: str, name: str, text: bytes, parents: tuple[Parent, ...]) -> Version:
     files = (name, *(parent.name for parent in parents))
     return Version(ref, load(text, name=name, parents=parents), files)
 
 
-def _read(ref: str, state: Path) -> tuple[str, bytes]:
-    if _HASH.fullmatch(ref) and not os.path.lexists(ref):
-        kept = sorted((state / "policies").glob(f"{ref}*.yaml"))
-        if len(kept) == 1:
-            return str(kept[0]), source.read(kept[0])
-        what = "several" if kept else "no"
-        raise PolicyError(f"{ref}: {what} kept policies of that hash in {state / 'policies'}")
-    return source.find(ref, Path.cwd())
+def _kept(ref: str, state: Path) -> Version:
+    """Return a policy that the broker has kept, with what it extended then.  PolicyError."""
+    try:
+        file = statefile.read(state / FILE_NAME, OnFile, OnFile())
+    except BrokerError as problem:
+        raise PolicyError(problem.message, hint=problem.hint) from problem
+    known = [one for each in file.policies for one in each.versions]
+    found = {one.sha256: one for one in known if one.sha256.startswith(ref)}
+    if len(found) == 1:
+        version = next(iter(found.values()))
+        return _version(ref, version.name, *Archive(state).texts(version))
+    what = "several" if found else "no"
+    raise PolicyError(f"{ref}: {what} kept policies of that hash in {state}")
 
 
 def difference(old: Version, new: Version, recorded: Replayed | None) -> Difference:

@@ -22,7 +22,13 @@ from safeclaw.policies.model import (
 
 #: Subcommands that live elsewhere, and are imported when they are named.
 _ELSEWHERE: Final = {
+    "approve": "safeclaw.daemon.cli.policy_change:approve_command",
+    "history": "safeclaw.daemon.cli.policy_history:history_command",
+    "pending": "safeclaw.daemon.cli.policy_change:pending_command",
+    "refuse": "safeclaw.daemon.cli.policy_change:refuse_command",
+    "rollback": "safeclaw.daemon.cli.policy_change:rollback_command",
     "test": "safeclaw.daemon.cli.policy_cases:test_command",
+    "text": "safeclaw.daemon.cli.policy_change:text_command",
 }
 
 

@@ -63,6 +63,8 @@ def _whole(found: dict[str, Any]) -> list[str]:
         lines.append(f"keys due for rotation: {', '.join(found['keys_due'])}")
     for ref, sha256 in sorted(found["policies"].items()):
         lines.append(f"policy in force: {ref} {sha256}")
+    for ref, sha256 in sorted(found["policies_waiting"].items()):
+        lines.append(f"waits for two people: {ref} {sha256}")
     if alerts["configured"] or alerts["raised"]:
         hook = "" if alerts["configured"] else ", and no alert_hook is set"
         lines.append(f"alerts: {alerts['raised']}, hooks started: {alerts['sent']}{hook}")

@@ -14,12 +14,15 @@ import socket
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from safeclaw.daemon import control
+from safeclaw.daemon.client import Client
 from tests.system.conftest import Person
 
 #: How long an event that must come may take on a machine that does other things as well.
@@ -134,6 +137,14 @@ class SystemBroker:
             check=False,
         )
 
+    def reload(self) -> dict[str, dict[str, str]]:
+        """Have the policies read again; return what that has found."""
+        client = Client.at(self.socket)
+        try:
+            return cast("dict[str, dict[str, str]]", client.ask(control.Reload(), PATIENCE))
+        finally:
+            client.finish()
+
     # ---- what a person does
 
     def run(self, person: Person, *words: str, key: str = "") -> subprocess.Popen[str]:
@@ -189,6 +200,28 @@ class Pace:
 def group_of(name: str) -> str:
     """Return the name of a user's own group."""
     return grp.getgrgid(pwd.getpwnam(name).pw_gid).gr_name
+
+
+def as_somebody(uid: int, groups: list[int], work: Callable[[], Any]) -> Any:
+    """Do something in a process that is somebody else's; return what it returns."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(read)
+            os.setgroups(groups)
+            os.setresgid(65534, 65534, 65534)
+            os.setresuid(uid, uid, uid)
+            os.write(write, json.dumps(work()).encode())
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(0)
+    os.close(write)
+    with open(read, "rb") as answer:
+        text = answer.read()
+    os.waitpid(child, 0)
+    return json.loads(text)
 
 
 Making = Callable[..., SystemBroker]

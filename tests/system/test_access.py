@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import socket
-import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ from safeclaw.daemon.client import Client
 from safeclaw.daemon.requests import NEEDED
 from safeclaw.errors import BrokerError
 from tests.system.conftest import ROOT, Person
-from tests.system.system_broker import SystemBroker
+from tests.system.system_broker import SystemBroker, as_somebody
 
 POLICY = """\
 version: "1.0"
@@ -52,6 +52,11 @@ _REQUESTS: Final[dict[str, control.Request]] = {
     "agent remove": control.RemoveAgent("nobody"),
     "agent set-policy": control.SetPolicy("nobody", "demo"),
     "reload": control.Reload(),
+    "policy pending": control.PendingPolicies(),
+    "policy approve": control.ApprovePolicy("nothing", "0" * 64),
+    "policy refuse": control.RefusePolicy("nothing", "0" * 64),
+    "policy rollback": control.RollBack("nothing", "previous", "a try"),
+    "policy text": control.PolicyText("0" * 64),
 }
 #: What an agent tries; what it gets is printed as it is.
 LOOK = """\
@@ -96,27 +101,9 @@ def _broker() -> Iterator[SystemBroker]:
         broker.close()
 
 
-def as_user(who: str, work: Any) -> Any:
+def as_user(who: str, work: Callable[[], Any]) -> Any:
     """Do something in a process that is somebody else's; return what it returns."""
-    uid, groups = _WHO[who]
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.close(read)
-            os.setgroups(groups)
-            os.setresgid(65534, 65534, 65534)
-            os.setresuid(uid, uid, uid)
-            os.write(write, json.dumps(work()).encode())
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(0)
-    os.close(write)
-    with open(read, "rb") as answer:
-        text = answer.read()
-    os.waitpid(child, 0)
-    return json.loads(text)
+    return as_somebody(*_WHO[who], work)
 
 
 def _request(broker: SystemBroker, request: control.Request) -> tuple[bool, Any]:
@@ -162,7 +149,7 @@ def test_every_cell_of_the_table_holds(broker: SystemBroker) -> None:
     metrics = broker.socket.parent / "metrics.sock"
     for who, (uid, _) in _WHO.items():
         for verb, request in _REQUESTS.items():
-            permitted, _said = as_user(who, lambda request=request: _request(broker, request))
+            permitted, _said = as_user(who, partial(_request, broker, request))
             found.setdefault(verb, {})[who] = permitted
             if not permitted:
                 refused.append((uid, f"control.{control.target(request)['what']}".split()[0]))

@@ -24,10 +24,9 @@ import pytest
 from safeclaw.daemon import control, protocol
 from safeclaw.daemon.channel import Channel
 from safeclaw.daemon.cli import lastresort
-from safeclaw.daemon.inforce import Found, commit_of
+from safeclaw.daemon.gitcommit import commit_of
 from safeclaw.daemon.killswitch import KillSwitch, Switch
 from safeclaw.errors import BrokerError
-from safeclaw.policies.loader import load
 from safeclaw.policies.model import Decision
 from tests.system.system_broker import PATIENCE, SystemBroker, group_of
 
@@ -352,13 +351,12 @@ def test_a_policys_repository_does_not_choose_what_the_broker_runs(tmp_path: Pat
     policy.write_bytes(POLICY)
     git("add", "policy.yaml")
     git("commit", "-m", "first")
-    found = Found(load(POLICY, name="policy.yaml"), POLICY, (str(policy),))
-    commit = commit_of(found)
+    commit = commit_of(str(policy))
     assert len(commit) == 40
     (tmp_path / ".git" / "info" / "attributes").write_text("* filter=x\n")
     git("config", "filter.x.clean", f"touch {tmp_path}/ran; cat")
     policy.write_bytes(POLICY + b"# changed\n")
-    assert commit_of(found) == f"{commit}-dirty"
+    assert commit_of(str(policy)) == f"{commit}-dirty"
     assert not (tmp_path / "ran").exists()
     subprocess.run(["git", "-C", str(tmp_path), "diff", "--quiet", "HEAD"], check=False)
     assert (tmp_path / "ran").exists(), "a plain git diff runs it"

@@ -21,8 +21,12 @@ def test_without_a_file_and_with_an_empty_one_the_defaults_hold(tmp_path: Path) 
 
 def test_what_is_set_holds(tmp_path: Path) -> None:
     path = tmp_path / "safeclawd.yaml"
-    path.write_text("grace: 5\napproval_hook: [/usr/bin/page, on-call]\ngroups: {run: agents}\n")
+    path.write_text(
+        "grace: 5\napproval_hook: [/usr/bin/page, on-call]\ngroups: {run: agents}\n"
+        "require_approval: true\n"
+    )
     read = settings.read(path)
+    assert read.require_approval
     assert (read.grace, read.approval_hook) == (5.0, ("/usr/bin/page", "on-call"))
     assert read.groups == Groups(run="agents")
 

@@ -65,5 +65,6 @@ def test_explain_of_an_unknown_policy_is_a_policy_error() -> None:
 
 def test_the_group_has_its_commands() -> None:
     assert set(policy_group.list_commands(click.Context(policy_group))) == {
-        "check", "diff", "explain", "schema", "show", "suggest", "test",
+        "approve", "check", "diff", "explain", "history", "pending", "refuse", "rollback", "schema",
+        "show", "suggest", "test", "text",
     }  # fmt: skip
