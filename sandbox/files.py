@@ -129,13 +129,18 @@ def _open_read(note: Notification, dirfd: int, path: str, flags: int) -> int | N
     if own is not None:
         return _open_own(note, own, flags)
     plain = note.mediator.plain
-    if absolute not in plain:
+    if absolute not in plain or not _open_plain(note, absolute, dirfd, path, flags):
         with pin(note, "file.read", dirfd, path, follow=not flags & os.O_NOFOLLOW) as pinned:
             if _open_pinned(note, pinned, flags):
                 if len(plain) < _PLAIN_MAX and len(absolute) < _PLAIN_LENGTH_MAX:
                     plain.add(absolute)
                 _remember(note, absolute, pinned.path)
-        return None
+    return None
+
+
+def _open_plain(note: Notification, absolute: str, dirfd: int, path: str, flags: int) -> bool:
+    """Open what was a regular file before in one go; False: it is a FIFO now."""
+    resolver, caller, plain = note.mediator.resolver, note.caller, note.mediator.plain
     try:
         # SAFETY: O_NONBLOCK, so that a FIFO put in the file's place cannot hold the loop.
         fd = resolver.open(absolute, flags | os.O_NONBLOCK)
@@ -145,11 +150,14 @@ def _open_read(note: Notification, dirfd: int, path: str, flags: int) -> int | N
             judge_missing(note, "file.read", dirfd, path)
         raise
     try:
+        kind = stat.S_IFMT(os.fstat(fd).st_mode)
+        if kind != stat.S_IFREG:
+            plain.discard(absolute)
+        if kind == stat.S_IFIFO:
+            return False
         # a caller that has gone meanwhile is found by ADDFD: nothing else is done for it
         real = resolver.canonical(caller, resolver.place(fd))
         note.judge(Attempt("file.read", FileTarget(real)), alive=False)
-        if not stat.S_IFMT(os.fstat(fd).st_mode) & stat.S_IFREG:
-            plain.discard(absolute)
         if not flags & os.O_NONBLOCK:
             os.set_blocking(fd, True)
         note.send_descriptor(fd, cloexec=bool(flags & os.O_CLOEXEC))
@@ -157,7 +165,7 @@ def _open_read(note: Notification, dirfd: int, path: str, flags: int) -> int | N
             _remember(note, absolute, real)
     finally:
         os.close(fd)
-    return None
+    return True
 
 
 def _remember(note: Notification, absolute: str, real: str) -> None:
@@ -223,7 +231,13 @@ def _wait_for_fifo(note: Notification, pinned: Pinned, flags: int) -> None:
     def work() -> None:
         with own:
             keep = flags & ~(os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW)
-            _send(note, interrupt.waiting(note, lambda: own.reopen_waiting(keep)), flags)
+            fd = interrupt.waiting(note, lambda: own.reopen_waiting(keep))
+            # An end that stayed open here, if only for a moment, would be another's other end.
+            try:
+                number = note.add_descriptor(fd, cloexec=bool(flags & os.O_CLOEXEC))
+            finally:
+                os.close(fd)
+            note.reply(value=number)
 
     try:
         note.mediator.background(note, work)

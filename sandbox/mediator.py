@@ -137,6 +137,15 @@ class Notification:
             linux.NOTIF_ADDFD.pack(self.id, flags, fd, number or 0, os.O_CLOEXEC if cloexec else 0),
         )
 
+    def add_descriptor(self, fd: int, *, cloexec: bool) -> int:
+        """Put ``fd`` into the caller, which waits on; return the number that it has there."""
+        request = linux.NOTIF_ADDFD.pack(self.id, 0, fd, 0, os.O_CLOEXEC if cloexec else 0)
+        # what can be written to has the call's value returned (fcntl.ioctl)
+        number: int = fcntl.ioctl(
+            self.mediator.listener, linux.SECCOMP_IOCTL_NOTIF_ADDFD, bytearray(request)
+        )
+        return number
+
 
 #: A handler returns the call's value, or None when it has answered (or will) itself.
 Handler = Callable[[Notification], int | None]

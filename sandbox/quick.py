@@ -72,6 +72,7 @@ def reader(
     unpack, pack_into = _CALL.unpack, linux.NOTIF_ADDFD.pack_into
     ioctl, pread, close, readlink = fcntl.ioctl, os.pread, os.close, os.readlink
     set_blocking, clock, openat2 = os.set_blocking, time.monotonic_ns, linux.raw_openat2
+    lseek, here = os.lseek, os.SEEK_CUR
     addfd, send = linux.SECCOMP_IOCTL_NOTIF_ADDFD, linux.SECCOMP_ADDFD_FLAG_SEND
 
     def answer(notification: bytes) -> bool:
@@ -100,6 +101,12 @@ def reader(
             # SAFETY: what was judged is the real path.  A literal name has no other, since
             # no component of it was a link when the kernel walked it just now.
             if not known.literal and readlink(b"%d" % fd, dir_fd=descriptors) != known.real:
+                return False
+            try:
+                lseek(fd, 0, here)
+            except OSError:
+                # ESPIPE: a FIFO is there now, whose open has to wait for its other end
+                caller.opened.pop(path, None)
                 return False
             if not known.handover(pid, begin):
                 return False

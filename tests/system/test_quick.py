@@ -122,3 +122,55 @@ def test_what_was_opened_before_is_judged_by_where_it_leads_now(person: Person) 
     assert count("secrets/key", "deny") == 2
     assert count("secrets/plain", "deny") == 4
     assert count("secrets/key", "allow") == count("secrets/plain", "allow") == 0
+
+
+BECOMES_FIFO = """\
+import os, signal
+
+class Rings(Exception):
+    pass
+
+def ring(*_):
+    raise Rings
+
+def swap(name):
+    open(name, "w").write("plain")
+    for _ in range(20):
+        os.close(os.open(name, os.O_RDONLY))
+        os.close(os.open(name, os.O_RDONLY | os.O_SYNC))  # never the short way
+    os.mkfifo("fifo")
+    os.rename("fifo", name)
+
+signal.signal(signal.SIGALRM, ring)
+for flags in (os.O_RDONLY, os.O_RDONLY | os.O_SYNC):
+    name = f"{os.getcwd()}/file-{flags}"
+    swap(name)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        os.open(name, flags)  # nobody writes
+    except Rings:
+        print("waits")
+    for _ in range(100):
+        child = os.fork()
+        if not child:
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+            writer = os.open(name, os.O_WRONLY)
+            os.write(writer, b"words")
+            os._exit(0)
+        reader = os.open(name, flags)
+        assert os.get_blocking(reader)
+        assert os.read(reader, 10) == b"words"
+        assert os.waitpid(child, 0)[1] == 0
+        os.close(reader)
+    swap(name + "-again")
+    assert os.read(os.open(name + "-again", flags | os.O_NONBLOCK), 1) == b""
+print("done")
+"""
+
+
+def test_a_remembered_name_that_becomes_a_fifo_is_opened_as_one(person: Person) -> None:
+    person.write("agent.py", BECOMES_FIFO)
+    policy = person.base / "policy.yaml"
+    policy.write_text(POLICY)
+    done = person.safeclaw("run", "--policy", str(policy), "--", "python3", "agent.py")
+    assert done.stdout.split() == ["waits", "waits", "done"], done.stderr
