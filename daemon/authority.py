@@ -112,6 +112,11 @@ class Authority:
         found = self.policy(known.policy)
         return Opening(known.name, found.policy, found.files, registered=True, key=key.id)
 
+    def began(self, session: Session) -> None:
+        """Note that a session has begun: on which key, and when."""
+        if session.registered and session.agent is not None and session.id is not None:
+            self.registry.used(session.agent, session.key, session.id)
+
     def ended(self, session: Session) -> None:
         """Forget what only the session needed."""
         if session.id is not None:

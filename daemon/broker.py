@@ -101,7 +101,7 @@ class Broker:
         if self.fault is not None:
             self._desk.health.faulted(self.fault.message)
         if self._stay:
-            self._doors.watch(self._desk.watch())
+            self._doors.watch(self._desk.lookout.watch())
         self._desk.serve_metrics()
         self._service.ready(self._desk.told())
         while True:
@@ -118,7 +118,7 @@ class Broker:
                     with contextlib.suppress(BlockingIOError):
                         os.read(self._woken, 4096)
                 else:
-                    self._desk.watches(descriptor)
+                    self._desk.lookout.watches(descriptor)
             self._acknowledge()
             self._tick()
             self._service.alive(self._desk.told)
@@ -155,7 +155,7 @@ class Broker:
         pass  # the wake-up descriptor has the loop turn
 
     def _hang_up(self, *_: object) -> None:
-        self._desk.look()
+        self._desk.lookout.look()
 
     # ---- what its desk needs
 
@@ -284,6 +284,7 @@ class Broker:
         with contextlib.suppress(OSError):  # the lock and the journal decide, not the name
             os.unlink(socket_at(self._directory, SOCKET_NAME))
         self._doors.listener.close()
+        self._desk.flush()
         self._ledger.close()
         # Whoever waits for the end need not wait until this process is taken apart.
         for session in self._doors.connected():

@@ -77,6 +77,12 @@ class Agents(_Request, frozen=True, tag="agents"):
     name: str | None = None
 
 
+class Review(_Request, frozen=True, tag="agent-review"):
+    """The access review, as text; that it was made is recorded with the text's hash."""
+
+    why: str = ""
+
+
 class RotateKey(_Request, frozen=True, tag="agent-rotate"):
     """Make a new key; the old ones end after ``overlap`` seconds."""
 
@@ -160,6 +166,7 @@ Request = (
     | Approve
     | Refuse
     | Agents
+    | Review
     | Reload
     | AgentRequest
     | PolicyRequest

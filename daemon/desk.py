@@ -11,7 +11,6 @@ import contextlib
 import os
 import queue
 import signal
-import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,9 +22,9 @@ from safeclaw.daemon import control, protocol
 from safeclaw.daemon.alerts import Alerts
 from safeclaw.daemon.authority import Authority
 from safeclaw.daemon.health import Health, Snapshot, Standing
-from safeclaw.daemon.inforce import Look
 from safeclaw.daemon.journal.record import Entry, RecordType
 from safeclaw.daemon.ledger import Position
+from safeclaw.daemon.lookout import Lookout
 from safeclaw.daemon.peer import Access, Peer, Role
 from safeclaw.daemon.requests import Requests
 from safeclaw.daemon.service import Service
@@ -35,10 +34,11 @@ from safeclaw.policies.model import printable
 
 if TYPE_CHECKING:
     from safeclaw.daemon.metrics import Metrics
-    from safeclaw.daemon.policywatch import PolicyWatch
 
 #: How long a supervisor may take to end what it was told to kill, before it is killed too.
 _KILL_PATIENCE = 1.0
+#: How long it may take until the last use of a key is on disk.
+_USES_EVERY = 60.0
 #: How long a request waits for sessions to end.
 _ENDING_PATIENCE = 10.0
 
@@ -111,16 +111,12 @@ class Desk:
         )
         self.health = Health(alerts, service.settings.alert_denials)
         self._later: list[_Later] = []
-        self._looked: queue.SimpleQueue[list[Look]] = queue.SimpleQueue()
-        self._looking = self._look_again = False
-        #: Who is told what the look has found that goes on, or the one after it.
-        self._told_now: list[Session] = []
-        self._told_next: list[Session] = []
-        self._watch: PolicyWatch | None = None
+        self.lookout = Lookout(self.authority, house.wake)
         #: Threads that wait to be told how the broker is.
         self._wanted: queue.SimpleQueue[queue.SimpleQueue[Snapshot]] = queue.SimpleQueue()
         self._metrics: Metrics | None = None
         self._began = time.time()
+        self._flushed = time.monotonic()
 
     @property
     def system(self) -> bool:
@@ -141,8 +137,7 @@ class Desk:
                 raise fault
             outcome = self._requests.handle(session.peer, request)
             if outcome.looks:
-                self._told_next.append(session)
-                self.look()
+                self.lookout.look(session)
                 return
             reply, sessions = control.Reply(outcome.data), outcome.sessions
         except SafeclawError as problem:
@@ -225,18 +220,12 @@ class Desk:
 
     def tick(self) -> None:
         """Take in what the policies' thread has found, and expire what is due."""
-        while not self._looked.empty():
-            self._looking = False
-            self.authority.policies.accept(self._looked.get())
-            self.authority.changed()
-            for session in self._told_now:
-                reply = control.Reply(self.authority.policies.told())
-                self._say_later(session, control.encode(reply))
-            if self._watch is not None:
-                self._watch.update(self.authority.policies.watched())
-            if self._look_again:
-                self.look()
+        for session in self.lookout.tick():
+            reply = control.Reply(self.authority.policies.told())
+            self._say_later(session, control.encode(reply))
         self.authority.questions.tick(time.time())
+        if time.monotonic() - self._flushed >= _USES_EVERY:
+            self.flush()
         self.health.tick(self._house.sessions())
         while not self._wanted.empty():
             self._wanted.get().put(self.snapshot())
@@ -254,47 +243,17 @@ class Desk:
         due = self.authority.questions.next_tick()
         if due is not None:
             waits.append(max(0.0, due - time.time()))
+        if self.authority.registry.unwritten:
+            waits.append(max(0.0, self._flushed + _USES_EVERY - time.monotonic()))
         if any(later.sessions for later in self._later):
             waits.append(_KILL_PATIENCE)
         return min(waits, default=None)
 
-    # ---- policies
-
-    def look(self) -> None:
-        """Read the policies again, in a thread; :meth:`tick` takes in what that finds.
-
-        One thread at a time: what changes meanwhile is looked at once more afterwards.
-        """
-        if self._looking:
-            self._look_again = True
-            return
-        self._looking, self._look_again = True, False
-        self._told_now, self._told_next = self._told_next, []
-
-        def work() -> None:
-            looks: list[Look] = []
-            try:
-                looks = self.authority.policies.look()
-            finally:
-                self._looked.put(looks)
-                self._house.wake()
-
-        threading.Thread(target=work, name="policies", daemon=True).start()
-
-    def watch(self) -> int:
-        """Begin to watch the policies' files; return the descriptor to poll."""
-        from safeclaw.daemon.policywatch import PolicyWatch
-
-        self._watch = PolicyWatch(self.authority.policies.watched())
-        return self._watch.fileno()
-
-    def watches(self, number: int) -> bool:
-        """Take in a change, if that descriptor is the one of :meth:`watch`."""
-        if self._watch is None or number != self._watch.fileno():
-            return False
-        if self._watch.changed():
-            self.look()
-        return True
+    def flush(self) -> None:
+        """Write when keys were last used; a full disk costs only that."""
+        self._flushed = time.monotonic()
+        with contextlib.suppress(BrokerError):
+            self.authority.registry.flush()
 
     # ---- what it says of the broker
 

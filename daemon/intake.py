@@ -176,6 +176,7 @@ class Intake:
             self._deny(session, problem)
             return
         if past is None:
+            self._desk.authority.began(session)
             self.append(session.policy_load(len(opening.policy.rules)))
         lease = protocol.Lease(
             session.id,

@@ -59,6 +59,7 @@ class Agent(msgspec.Struct, frozen=True, omit_defaults=True):
     uid: int | None = None
     removed: int | None = None
     policy_since: int = 0
+    last_session: str = ""
 
     @property
     def newest(self) -> int:
@@ -67,12 +68,16 @@ class Agent(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Registry:
-    """The agents on file.  Every change is on disk when the method returns."""
+    """The agents on file.  Every change is on disk when the method returns, but for uses.
+
+    When a key was last used is written by :meth:`flush`: many sessions cost one write.
+    """
 
     def __init__(self, state: Path, clock: Callable[[], float]) -> None:
         self._path = state / FILE_NAME
         self._clock = clock
         self._agents: dict[str, Agent] = {}
+        self._unwritten = False
 
     def load(self) -> None:
         """Read the file; raises BrokerError when there is one that cannot be understood."""
@@ -141,6 +146,28 @@ class Registry:
         agents = {**self._agents, agent.name: agent}
         statefile.write(self._path, tuple(agents[name] for name in sorted(agents)))
         self._agents = agents
+        self._unwritten = False
+
+    def used(self, name: str, key: str, session: str) -> None:
+        """Note that a key has opened a session; not on disk before :meth:`flush`."""
+        agent = self._agents[name]
+        now = self.now()
+        keys = tuple(
+            msgspec.structs.replace(one, used=now) if one.id == key else one for one in agent.keys
+        )
+        self._agents[name] = msgspec.structs.replace(agent, keys=keys, last_session=session)
+        self._unwritten = True
+
+    @property
+    def unwritten(self) -> bool:
+        """Whether :meth:`flush` has something to write."""
+        return self._unwritten
+
+    def flush(self) -> None:
+        """Write what was only noted.  BrokerError; then it is still to be written."""
+        if self._unwritten:
+            statefile.write(self._path, self.agents)
+            self._unwritten = False
 
     def authenticate(self, name: str, credential: str, uid: int) -> tuple[Agent, Key]:
         """Return the agent and the key that opens a session for it.  BrokerError.

@@ -7,12 +7,13 @@ sees and stops only sessions of their own.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
 from collections.abc import Callable
 
 import msgspec
 
-from safeclaw.daemon import control
+from safeclaw.daemon import control, review
 from safeclaw.daemon.authority import Authority
 from safeclaw.daemon.health import Snapshot
 from safeclaw.daemon.outcome import Outcome
@@ -36,6 +37,7 @@ NEEDED: dict[type[object], frozenset[Role]] = {
     control.Approve: frozenset({Role.RUN, Role.ADMIN}),
     control.Refuse: frozenset({Role.RUN, Role.ADMIN}),
     control.Agents: frozenset({Role.ADMIN, Role.AUDIT}),
+    control.Review: frozenset({Role.ADMIN, Role.AUDIT}),
     control.AddAgent: _ADMIN,
     control.RotateKey: _ADMIN,
     control.RevokeKey: _ADMIN,
@@ -97,6 +99,8 @@ class Requests:
                 return Outcome({"approval": request.id})
             case control.Agents(name):
                 return Outcome(self._agents(name))
+            case control.Review(why):
+                return Outcome(self._review(peer, why))
             case control.Reload():
                 return Outcome({}, looks=True)
             case (
@@ -172,6 +176,12 @@ class Requests:
             for one in self._authority.questions.approvals.pending
             if self._authority.questions.may_answer(peer, one)
         ]
+
+    def _review(self, peer: Peer, why: str) -> dict[str, str]:
+        sessions, chain = tuple(self._services.sessions()), self._status().standing.chain
+        text = review.report(self._authority, sessions, chain, peer)
+        self._services.append(review.entry(text, self._authority, peer, why))
+        return {"text": text.decode(), "sha256": hashlib.sha256(text).hexdigest()}
 
     def _agents(self, name: str | None) -> list[dict[str, object]]:
         registry = self._authority.registry

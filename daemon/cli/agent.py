@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from safeclaw.daemon import control
 from safeclaw.daemon.cli import asking
+from safeclaw.daemon.cli.lazy import LazyGroup
 from safeclaw.policies.model import printable
 
 _LIFETIME = click.option(
@@ -23,7 +24,15 @@ _LIFETIME = click.option(
 _WHY = click.option("--why", default="", metavar="TEXT", help="The reason, for the record.")
 
 
-@click.group(help="Registered agents: who they are, whose they are, and their keys.")
+#: Subcommands that live elsewhere, and are imported when they are named.
+_ELSEWHERE: Final = {"review": "safeclaw.daemon.cli.review:review_command"}
+
+
+@click.group(
+    cls=LazyGroup,
+    elsewhere=_ELSEWHERE,
+    help="Registered agents: who they are, whose they are, and their keys.",
+)
 def agent_group() -> None:
     """Hold the subcommands."""
 
@@ -118,10 +127,16 @@ def show(name: str, broker: str, as_json: bool) -> int:
     for field in ("name", "owner", "environment", "policy", "user", "sessions"):
         click.echo(f"{field}: {printable(str(found[field]))}")
     rows: list[tuple[object, ...]] = [
-        (key["id"], key["state"], asking.day(key["created"]), asking.day(key["expires"]))
+        (
+            key["id"],
+            key["state"],
+            asking.day(key["created"]),
+            asking.day(key["expires"]),
+            asking.day(key["used"]),
+        )
         for key in found["keys"]
     ]
-    asking.table(("key", "state", "made", "expires"), rows)
+    asking.table(("key", "state", "made", "expires", "last used"), rows)
     return 0
 
 

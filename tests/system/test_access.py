@@ -46,6 +46,7 @@ _REQUESTS: Final[dict[str, control.Request]] = {
     "approvals approve": control.Approve("no-such"),
     "approvals deny": control.Refuse("no-such"),
     "agent list": control.Agents(),
+    "agent review": control.Review("a try"),
     "agent add": control.AddAgent("no name!", "demo", "o", "e", 3600),
     "agent rotate-key": control.RotateKey("nobody", 3600),
     "agent revoke": control.RevokeKey("nobody"),

@@ -155,3 +155,29 @@ def test_a_damaged_file_is_an_error_and_never_no_agents(registry: Registry, tmp_
         (tmp_path / FILE_NAME).write_bytes(whole[:cut])
         with pytest.raises(BrokerError, match="damaged"):
             registry.load()
+
+
+def test_many_uses_of_a_key_are_written_once_and_outlive_a_restart(
+    registry: Registry, tmp_path: Path, clock: Clock
+) -> None:
+    text = put(registry, demo())
+    _, key = registry.authenticate("demo", text, 0)
+    file = tmp_path / FILE_NAME
+    before = file.stat().st_ino
+    for number in range(1000):
+        clock.now += 1
+        registry.used("demo", key.id, f"session-{number}")
+    assert file.stat().st_ino == before, "it was written anew"
+    assert registry.unwritten
+    registry.flush()
+    assert not registry.unwritten
+    again = Registry(tmp_path, clock)
+    again.load()
+    agent = again.get("demo")
+    assert (agent.last_session, agent.keys[0].used) == ("session-999", int(clock.now))
+    # and what is changed meanwhile takes it along
+    registry.used("demo", key.id, "one more")
+    rotated, _, _ = registry.rotated(registry.get("demo"), DAY, 0)
+    registry.put(rotated)
+    again.load()
+    assert again.get("demo").last_session == "one more"
