@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from safeclaw.daemon.journal import files, reader
+from safeclaw.daemon.journal.copied import Copied
 from safeclaw.daemon.journal.cosignature import WitnessKey, cosigned_at
 from safeclaw.daemon.journal.keys import read_keyring
 from safeclaw.daemon.journal.note import NoteError, PublicKey
@@ -68,10 +69,11 @@ def verify(
     of whom at least one has to have cosigned one of the checkpoints.
     """
     given = [public_key] if isinstance(public_key, PublicKey) else list(public_key or ())
-    walk = Walk(given, _ring(directory), iter(heard or ()))
+    copied = Copied(heard) if heard is not None else None
+    walk = Walk(given, _ring(directory), copied)
     for attempt in range(_RETRIES if heard is None else 1):
         if attempt:
-            walk = Walk(given, _ring(directory), iter(()))
+            walk = Walk(given, _ring(directory), None)
         found = _segments(directory)
         with contextlib.suppress(StopError):
             _walk(walk, directory, Claims(checkpoints, cosigners), progress)
@@ -80,25 +82,16 @@ def verify(
     with contextlib.suppress(StopError):
         if walk.report.status is not Status.INTACT:
             raise StopError
-        if walk.witnessed:
-            span = walk.last_heard - walk.first_heard + 1
-            if span > walk.witnessed:
-                walk.report.notes.append(
-                    f"journald lost {span - walk.witnessed} records between those that it has"
-                )
-            if walk.first_heard > walk.report.pruned:
-                walk.report.notes.append(
-                    f"journald has nothing before record {walk.first_heard}, or forgot it"
-                )
+        if copied is not None:
+            walk.report.notes += copied.notes(walk.report.pruned)
+        if copied is not None and copied.matched:
             walk.report.anchors.append(
                 Anchor(
-                    f"journald: {walk.witnessed} records with the same hash",
+                    f"journald: {copied.matched} records with the same hash",
                     "records that journald has forgotten or never got, and root, who could "
                     "write to both",
                 )
             )
-        elif heard is not None:
-            walk.report.notes.append("journald has no record of this chain")
     return walk.report
 
 
@@ -173,10 +166,10 @@ def _walk(
             line=walk.line + bool(torn),
             seq=report.records,
         )
-    if walk.heard is not None and not live:
+    if walk.copied is not None and walk.copied.ahead is not None and not live:
         raise walk.stop(
             f"the chain ends after {report.records} records, but journald got record "
-            f"{walk.heard[0]}: the tail was cut off",
+            f"{walk.copied.ahead}: the tail was cut off",
             seq=report.records,
         )
     if torn and not live:

@@ -22,13 +22,13 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
 from typing import Final
 
 from safeclaw.daemon.journal import files, retention
+from safeclaw.daemon.journal.copied import Copied
 from safeclaw.daemon.journal.keys import open_certificate
 from safeclaw.daemon.journal.merkle import Frontier
 from safeclaw.daemon.journal.note import (
@@ -81,13 +81,10 @@ class Walk:
         self,
         given: list[PublicKey],
         ring: list[PublicKey],
-        told: Iterator[tuple[int, str]],
+        copied: Copied | None,
     ) -> None:
         self.report = Report()
-        self.told = told  # by journald
-        self.witnessed = 0
-        self.first_heard = self.last_heard = 0
-        self.heard: tuple[int, str] | None = next(told, None)
+        self.copied = copied  # by journald
         self.given = given
         self.ring = ring  # as certified by the keyring beside the chain
         self.keys: list[PublicKey] = []  # of the epochs, as the chain shows them
@@ -158,8 +155,8 @@ class Walk:
         self.frontier.append(leaf)
         report.records = seq + 1
         report.last_ts = record.ts
-        if self.heard is not None:
-            self._hear(self.prev)
+        if self.copied is not None and not self.copied.agrees(seq, self.prev):
+            raise self.stop("journald holds another record of this number", seq=seq)
         if self.claims and self.claims[0].checkpoint.size <= seq + 1:
             self.settle()
 
@@ -182,19 +179,6 @@ class Walk:
                 self._prune(record)
             case _:
                 pass
-
-    def _hear(self, leaf: str) -> None:
-        """Hold the record just taken against what journald has."""
-        seq = self.report.records - 1
-        while self.heard is not None and self.heard[0] <= seq:
-            # Lower ones came twice, after a crash of the forwarder, or were pruned here.
-            if self.heard[0] == seq:
-                if self.heard[1] != leaf:
-                    raise self.stop("journald holds another record of this number", seq=seq)
-                self.first_heard = seq if self.witnessed == 0 else self.first_heard
-                self.last_heard = seq
-                self.witnessed += 1
-            self.heard = next(self.told, None)
 
     # ---- claims from outside
 

@@ -11,8 +11,8 @@ import contextlib
 import fcntl
 import json
 import os
-import select
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -296,12 +296,9 @@ class Booted:
 
     def cut_power(self) -> None:
         """Kill every process in there at once, and boot what is on disk."""
-        leader = os.pidfd_open(self.leader)
-        self._nspawn.kill()  # its child, the leader, is not to outlive it (PR_SET_PDEATHSIG)
-        self._nspawn.wait()
-        gone, _, _ = select.select([leader], [], [], _READY)
-        os.close(leader)
-        assert gone, "it outlived its power"
+        # With the first of a PID namespace all others go (pid_namespaces(7)).
+        os.kill(self.leader, signal.SIGKILL)
+        self._nspawn.wait(timeout=_READY)
         self._boot()
 
     def close(self) -> None:
@@ -311,7 +308,7 @@ class Booted:
             try:
                 self._nspawn.wait(timeout=_READY)
             except subprocess.TimeoutExpired:
-                self._nspawn.kill()
+                os.kill(self.leader, signal.SIGKILL)
                 self._nspawn.wait()
         self._console.close()
         self._notify.close()

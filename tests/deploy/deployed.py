@@ -17,8 +17,8 @@ rules:
 """
 #: Makes one file after the other, for as long as it lives; what is refused it tries again.
 WORKER = """\
-import itertools, time
-for number in itertools.count():
+import itertools, os, time
+for number in itertools.count(len(os.listdir())):
     try:
         open(f"made-{number}", "x").close()
     except PermissionError:
@@ -68,6 +68,15 @@ class Deployed:
         """Wait until an agent is allowed something that it has not been allowed before."""
         self.machine.next(f"SAFECLAW_AGENT={name}", "SAFECLAW_DECISION=allow")
 
+    def goes_on(self, name: str) -> None:
+        """Wait until a worker has made a file that is not there now."""
+        before = self.made(name)
+        with self.machine.watch(
+            f"SAFECLAW_AGENT={name}", "SAFECLAW_ACTION=file.write.create"
+        ) as seen:
+            while str(seen()["SAFECLAW_TARGET"]).rpartition("/")[2] in before:
+                pass
+
     def made(self, name: str) -> dict[str, float]:
         """Return the files that an agent has made, and when."""
         home = f"/var/lib/safeclaw-agents/{name}"
@@ -84,6 +93,11 @@ class Deployed:
         said = self.machine.run(*command, *filters).stdout
         return [cast("dict[str, Any]", json.loads(line)) for line in said.splitlines()]
 
+    def forwarded(self) -> set[int]:
+        """Return the numbers of the records that journald has."""
+        entries = self.machine.journal("_SYSTEMD_UNIT=safeclawd.service")
+        return {int(entry["SAFECLAW_SEQ"]) for entry in entries if "SAFECLAW_SEQ" in entry}
+
     def created(self, name: str) -> set[str]:
         """Return the names of the files whose making is recorded as allowed."""
         return {
@@ -91,6 +105,24 @@ class Deployed:
             for record in self.records("--agent", name, "--decision", "allow")
             if record["action"] == "file.write.create"
         }
+
+    def accounted(self, name: str) -> None:
+        """Hold what a worker has made against the chain: every file, every number, no gap.
+
+        What is recorded comes in order: a worker that works has to go on first.
+        """
+        made = set(self.made(name))
+        if self.pid(name) != "0":
+            self.goes_on(name)
+        assert made
+        assert made <= self.created(name)
+        numbers: dict[str, list[int]] = {}
+        for record in self.records("--agent", name):
+            assert record["type"] != "gap", record
+            if "attempt" in record:
+                numbers.setdefault(record["session"], []).append(record["attempt"])
+        for session, found in numbers.items():
+            assert found == list(range(1, len(found) + 1)), session
 
     def verify(self, *more: str) -> str:
         """Verify the chain; return what is said."""
