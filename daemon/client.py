@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import stat
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -173,9 +174,26 @@ class Client:
         """Return the data of the reply to a request.  BrokerError with what is said against it."""
         try:
             self.channel.send(control.encode(request), timeout)
-            data = self.channel.receive(timeout)
+            return self._reply(self.channel.receive(timeout))
         except OSError as problem:
             raise self._silent() from problem
+
+    def records(self, request: control.Records) -> Generator[bytes, None, dict[str, Any]]:
+        """Yield the lines of the records that may be seen; return what is said at their end.
+
+        BrokerError with what is said against it.
+        """
+        try:
+            self.channel.send(control.encode(request), ANSWER)
+            # However long the journal is; the broker tells when whoever reads it out is gone.
+            while (data := self.channel.receive()) is not None and data.startswith(b"["):
+                yield from map(bytes, control.decode_batch(data))
+        except OSError as problem:
+            raise self._silent() from problem
+        end: dict[str, Any] = self._reply(data)
+        return end
+
+    def _reply(self, data: bytes | None) -> Any:
         if data is None:
             raise BrokerGoneError("the broker has gone", hint="try again")
         if not control.is_request(data):

@@ -13,6 +13,9 @@ import msgspec
 from safeclaw.daemon.protocol import JsonObject
 from safeclaw.errors import BrokerError
 
+#: How many of the newest records can be asked for.
+LAST_MAX = 100_000
+
 
 class _Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pass
@@ -155,6 +158,20 @@ class PolicyText(_Request, frozen=True, tag="policy-text"):
     sha256: str
 
 
+class Records(_Request, frozen=True, tag="records"):
+    """The records that the asker may see: all, or those of their own sessions.
+
+    They are answered by batches (JSON arrays of lines), and by a reply that ends them.
+    """
+
+    session: str | None = None
+    agent: str | None = None
+    action: str | None = None
+    decision: str | None = None
+    kind: str | None = None
+    last: Annotated[int, msgspec.Meta(ge=0, le=LAST_MAX)] | None = None
+
+
 AgentRequest = AddAgent | RotateKey | RevokeKey | RemoveAgent | SetPolicy
 PolicyRequest = PendingPolicies | ApprovePolicy | RefusePolicy | RollBack | PolicyText
 Request = (
@@ -167,6 +184,7 @@ Request = (
     | Refuse
     | Agents
     | Review
+    | Records
     | Reload
     | AgentRequest
     | PolicyRequest
@@ -187,6 +205,7 @@ MESSAGE_MAX = 64 * 1024
 _MARK = b"{"
 _decoder: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
 _reply: msgspec.json.Decoder[Reply] = msgspec.json.Decoder(Reply)
+_batch: msgspec.json.Decoder[list[msgspec.Raw]] = msgspec.json.Decoder(list[msgspec.Raw])
 Value = TypeVar("Value")
 
 
@@ -216,6 +235,14 @@ def decode_reply(data: bytes) -> Reply:
         return _reply.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
         raise BrokerError(f"not a reply: {problem}") from problem
+
+
+def decode_batch(data: bytes) -> list[msgspec.Raw]:
+    """Return the lines of a batch of records, as they are; BrokerError if it is none."""
+    try:
+        return _batch.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
+        raise BrokerError(f"not a batch of records: {problem}") from problem
 
 
 def target(value: Request) -> JsonObject:

@@ -26,6 +26,7 @@ from safeclaw.daemon.journal.record import Entry, RecordType
 from safeclaw.daemon.ledger import Position
 from safeclaw.daemon.lookout import Lookout
 from safeclaw.daemon.peer import Access, Peer, Role
+from safeclaw.daemon.readers import Readers
 from safeclaw.daemon.requests import Requests
 from safeclaw.daemon.service import Service
 from safeclaw.daemon.sessions import Session
@@ -112,6 +113,7 @@ class Desk:
         self.health = Health(alerts, service.settings.alert_denials)
         self._later: list[_Later] = []
         self.lookout = Lookout(self.authority, house.wake)
+        self._readers = Readers(state / "journal")
         #: Threads that wait to be told how the broker is.
         self._wanted: queue.SimpleQueue[queue.SimpleQueue[Snapshot]] = queue.SimpleQueue()
         self._metrics: Metrics | None = None
@@ -132,12 +134,16 @@ class Desk:
             request = control.decode(data)
             fault = self._house.fault
             # what is to be recorded cannot be: only looking, and stopping, go on
-            looks = isinstance(request, control.Status | control.Sessions | control.Kill)
-            if fault is not None and not looks:
+            looks = control.Status | control.Sessions | control.Records | control.Kill
+            if fault is not None and not isinstance(request, looks):
                 raise fault
             outcome = self._requests.handle(session.peer, request)
             if outcome.looks:
                 self.lookout.look(session)
+                return
+            if outcome.reads_everything is not None and isinstance(request, control.Records):
+                everything = outcome.reads_everything
+                self._readers.start(session, request, everything=everything)
                 return
             reply, sessions = control.Reply(outcome.data), outcome.sessions
         except SafeclawError as problem:
@@ -223,6 +229,9 @@ class Desk:
         for session in self.lookout.tick():
             reply = control.Reply(self.authority.policies.told())
             self._say_later(session, control.encode(reply))
+        for session in self._readers.reap():
+            reply = control.Reply(error="the reading was broken off", hint="try again")
+            self._house.send(session, control.encode(reply))
         self.authority.questions.tick(time.time())
         if time.monotonic() - self._flushed >= _USES_EVERY:
             self.flush()

@@ -14,3 +14,5 @@ class Outcome(msgspec.Struct, frozen=True):
     sessions: tuple[Session, ...] = ()
     #: The reply waits until the policies were read again; it is what that has found.
     looks: bool = False
+    #: A program of its own replies, from the journal: everything, or only what is the asker's.
+    reads_everything: bool | None = None

@@ -37,6 +37,7 @@ NEEDED: dict[type[object], frozenset[Role]] = {
     control.Approve: frozenset({Role.RUN, Role.ADMIN}),
     control.Refuse: frozenset({Role.RUN, Role.ADMIN}),
     control.Agents: frozenset({Role.ADMIN, Role.AUDIT}),
+    control.Records: _ANY,
     control.Review: frozenset({Role.ADMIN, Role.AUDIT}),
     control.AddAgent: _ADMIN,
     control.RotateKey: _ADMIN,
@@ -101,6 +102,8 @@ class Requests:
                 return Outcome(self._agents(name))
             case control.Review(why):
                 return Outcome(self._review(peer, why))
+            case control.Records():
+                return Outcome({}, reads_everything=Role.AUDIT in roles)
             case control.Reload():
                 return Outcome({}, looks=True)
             case (

@@ -60,7 +60,8 @@ def progress_bar(what: str) -> Generator[Callable[[int, int], None] | None, None
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _filters(command: Command) -> Command:
+def filters(command: Command) -> Command:
+    """Add what chooses records."""
     kinds = click.Choice([str(kind) for kind in RecordType])
     for option in (
         click.option("--type", "kind", type=kinds, help="Only records of this type."),
@@ -73,7 +74,8 @@ def _filters(command: Command) -> Command:
     return command
 
 
-def _print(record: Record, as_json: bool) -> None:
+def print_record(record: Record, as_json: bool) -> None:
+    """Print one record, for a person or as its line."""
     if as_json:
         click.echo(encode(record))
         return
@@ -89,6 +91,7 @@ _ELSEWHERE: Final = {
     "prune": "safeclaw.daemon.cli.audit_keys:prune_command",
     "reveal": "safeclaw.daemon.cli.audit_reveal:reveal_command",
     "sample": "safeclaw.daemon.cli.audit_export:sample_command",
+    "show": "safeclaw.daemon.cli.audit_show:show_command",
     "summary": "safeclaw.daemon.cli.audit_summary:summary_command",
     "witness": "safeclaw.daemon.cli.audit_witness:witness_group",
 }
@@ -104,36 +107,9 @@ def audit_group() -> None:
     """Hold the subcommands."""
 
 
-@audit_group.command(help="Print the records, oldest first.")
-@common
-@_filters
-@click.option("--last", type=click.IntRange(min=0), metavar="N", help="Only the newest N.")
-def show(
-    state: Path,
-    as_json: bool,
-    decision: str | None,
-    action: str | None,
-    agent: str | None,
-    session: str | None,
-    kind: str | None,
-    last: int | None,
-) -> None:
-    """Print the records that pass the filters."""
-    for record in reader.read(
-        state / "journal",
-        decision=decision,
-        action=action,
-        agent=agent,
-        session=session,
-        type=kind,
-        last=last,
-    ):
-        _print(record, as_json)
-
-
 @audit_group.command(help="Print the newest records, then each new one as it is written.")
 @common
-@_filters
+@filters
 @click.option(
     "--last", type=click.IntRange(min=0), default=10, show_default=True, metavar="N",
     help="How many to begin with.",
@@ -159,7 +135,7 @@ def tail(
         last=last,
     )
     for record in following:
-        _print(record, as_json)
+        print_record(record, as_json)
 
 
 @audit_group.command(

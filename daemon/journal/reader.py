@@ -61,7 +61,8 @@ def matches(
     )
 
 
-def _decode(path: Path, number: int, line: bytes) -> Record:
+def record_of(path: Path, number: int, line: bytes) -> Record:
+    """Return the record of a line.  JournalError, with its place."""
     try:
         return decode(line)
     except RecordError as error:
@@ -88,7 +89,7 @@ def read(
 
     def chosen() -> Iterator[Record]:
         for path, number, line in lines(directory):
-            record = _decode(path, number, line)
+            record = record_of(path, number, line)
             if matches(
                 record, decision=decision, action=action, agent=agent, session=session, type=type
             ):
@@ -112,7 +113,7 @@ def session_segments(directory: Path, session: str) -> Iterator[list[Record]]:
         for _, path in reversed(files.segments(directory)):
             with path.open("rb") as stream:
                 found = [
-                    _decode(path, number, line[:-1])
+                    record_of(path, number, line[:-1])
                     for number, line in enumerate(stream, 1)
                     if mark in line and line.endswith(b"\n")
                 ]
@@ -154,7 +155,7 @@ def follow(
             if number == 1:
                 segment, offset = files.segment_number(path.name), 0
             offset += len(line) + 1
-            record = _decode(path, number, line)
+            record = record_of(path, number, line)
             if wanted(record):
                 newest.append(record)
         yield from newest
@@ -165,7 +166,7 @@ def follow(
                 while (line := stream.readline(MAX_LINE + 2)).endswith(b"\n"):
                     offset += len(line)
                     number += 1
-                    record = _decode(path, number, line[:-1])
+                    record = record_of(path, number, line[:-1])
                     if wanted(record):
                         yield record
             if (directory / files.segment_name(segment + 1)).exists():

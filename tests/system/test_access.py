@@ -45,6 +45,7 @@ _REQUESTS: Final[dict[str, control.Request]] = {
     "approvals": control.ListApprovals(),
     "approvals approve": control.Approve("no-such"),
     "approvals deny": control.Refuse("no-such"),
+    "audit show": control.Records(),
     "agent list": control.Agents(),
     "agent review": control.Review("a try"),
     "agent add": control.AddAgent("no name!", "demo", "o", "e", 3600),
@@ -111,6 +112,8 @@ def _request(broker: SystemBroker, request: control.Request) -> tuple[bool, Any]
     """Return whether a request is permitted, and what is answered."""
     client = Client.at(broker.socket)
     try:
+        if isinstance(request, control.Records):
+            return True, [line.decode() for line in client.records(request)]
         return True, client.ask(request)
     except BrokerError as problem:
         return "not permitted" not in problem.message, problem.message
@@ -182,6 +185,11 @@ def test_own_is_own_and_all_is_all(broker: SystemBroker) -> None:
         assert len(sessions) == seen, who
         assert status["sessions"] == seen, who
         assert ("policies" in status) == bool(seen), who
+        _, lines = as_user(who, partial(_request, broker, control.Records()))
+        records = [json.loads(line) for line in lines]
+        uids = {one.get("subject", {}).get("uid") for one in records if "session" in one}
+        assert uids == ({0} if words["audit show"][who] == "all" else set()), who
+        assert bool(records) == (words["audit show"][who] == "all"), who
     held.finish()
 
 
