@@ -48,12 +48,14 @@ def _journal(scratch: Path, arguments: argparse.Namespace) -> None:
     sync = recording.sync_ms(scratch)
     print(f"  the broker's CPU {spent:.0f} us a record; one sync of this disk {sync:.2f} ms")
     for records in (arguments.records // 10, arguments.records):
-        written, verified, peak = recording.rates(scratch / str(records), records)
+        written, verified = recording.rates(scratch / str(records), records)
         print(f"journal, {records:,} records in batches")
-        print(
-            f"  written {written:,.0f} records/s, "
-            f"verified {verified:,.0f} records/s in {peak:.0f} MiB"
-        )
+        print(f"  written {written:,.0f} records/s")
+        for jobs, found in verified.items():
+            print(
+                f"  verified {found.rate:,.0f} records/s by {jobs} at a time, "
+                f"{found.by_cpu:,.0f} for a second of CPU, in {found.peak:.0f} MiB each"
+            )
 
 
 def _kill(_scratch: Path, arguments: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.common import BenchError
 from safeclaw.daemon import protocol
@@ -124,10 +125,18 @@ def sync_ms(directory: Path) -> float:
     return statistics.median(times)
 
 
-def rates(state: Path, records: int) -> tuple[float, float, float]:
+class Verified(NamedTuple):
+    """Records a second, and for each second of CPU; the most memory of any process, in MiB."""
+
+    rate: float
+    by_cpu: float
+    peak: float
+
+
+def rates(state: Path, records: int) -> tuple[float, dict[int, Verified]]:
     """Return records a second for writing decisions in batches, and for verifying them.
 
-    The third is the most memory that the verifying process ever had, in MiB.
+    The latter by the number of processes: one, and as many as there are CPUs.
     """
     with Journal.open(state / "journal") as journal:
         templates = [journal.template(_decision(number)) for number in range(1000)]
@@ -139,21 +148,29 @@ def rates(state: Path, records: int) -> tuple[float, float, float]:
             )
             journal.commit()
         written = records / (time.perf_counter() - start)
+    cpus = len(os.sched_getaffinity(0))
+    return written, {jobs: _verified(state, jobs) for jobs in sorted({1, cpus})}
+
+
+def _verified(state: Path, jobs: int) -> Verified:
     # A process of its own: what it needed is not mixed with what was needed here.
     verifying = f"""\
 import resource, time
 from pathlib import Path
+from typing import NamedTuple
 from safeclaw.daemon.journal.verifier import verify
 start = time.perf_counter()
-report = verify(Path({str(state / "journal")!r}))
+report = verify(Path({str(state / "journal")!r}), jobs={jobs})
 took = time.perf_counter() - start
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(report.records / took, peak / 1024, report.finding or "")
+used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+cpu = sum(one.ru_utime + one.ru_stime for one in used)
+peak = max(one.ru_maxrss for one in used) / 1024
+print(report.records / took, report.records / cpu, peak, report.finding or "")
 """
     done = subprocess.run(
         [sys.executable, "-c", verifying], check=True, capture_output=True, text=True
     )
-    verified, peak, *finding = done.stdout.split(maxsplit=2)
+    rate, by_cpu, peak, *finding = done.stdout.split(maxsplit=3)
     if finding:
         raise BenchError(f"the chain does not verify: {finding[0]}")
-    return written, float(verified), float(peak)
+    return Verified(float(rate), float(by_cpu), float(peak))

@@ -162,6 +162,10 @@ def tail(
     metavar="KEY",
     help="A witness's public key, or a file of them; it must have cosigned a checkpoint.",
 )
+@click.option(
+    "--jobs", type=click.IntRange(1, 256), metavar="N",
+    help="Walk in N processes; by default as many as there are CPUs, for a large chain.",
+)  # fmt: skip
 @click.option("--journald", is_flag=True, help="Compare with this host's systemd journal.")
 @click.option("--journald-directory", metavar="DIR", help="Compare with the journal files in DIR.")
 @click.pass_context
@@ -173,6 +177,7 @@ def verify(
     public_key: str | None,
     witnesses: tuple[str, ...],
     witness_keys: tuple[str, ...],
+    jobs: int | None,
     journald: bool,
     journald_directory: str | None,
 ) -> None:
@@ -204,7 +209,7 @@ def verify(
     with progress_bar("verifying") as progress:
         report = verifier.verify(
             directory, public_key=keys, checkpoints=kept, cosigners=cosigners, heard=heard,
-            progress=progress,
+            progress=progress, jobs=jobs,
         )  # fmt: skip
     owner = whose(directory)
     if as_json:

@@ -327,7 +327,37 @@ def decode(line: bytes) -> Record:
         raise RecordError(f"not a record: {error}") from error
     if record.v != VERSION:
         raise RecordError(f"record version {record.v}; this chain is version {VERSION}")
-    _check_record(record)
+    if not _plain(record, line):
+        _check_record(record)
     if _encoder.encode(record) != line:
         raise RecordError("not in canonical form")
     return record
+
+
+def _plain(record: Record, line: bytes) -> bool:
+    """Whether a decision, as nearly all are, has nothing that :func:`_check_record` refuses.
+
+    The same rules, for the common case, at half the cost.
+    """
+    target, subject, attempt, latency = (
+        record.target, record.subject, record.attempt, record.latency_ns,
+    )  # fmt: skip
+    if (
+        target is None
+        or subject is None
+        or attempt is None
+        or latency is None
+        or record.detail is not None
+        or not 0 <= record.seq <= MAX_INT
+        or not 0 <= record.boottime_us <= MAX_INT
+        or not 0 <= attempt <= MAX_INT
+        or not 0 <= latency <= MAX_INT
+        or not 0 <= (subject.pid or 0) <= MAX_INT
+        or not 0 <= (subject.uid or 0) <= MAX_INT
+        or not line.isascii()  # then every key is
+    ):
+        return False
+    for value in target.values():  # noqa: SIM110 - all() costs as much as the rest of this
+        if type(value) is not str:
+            return False
+    return True

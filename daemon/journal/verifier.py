@@ -14,27 +14,23 @@ memory does not grow with the chain.  The rules for records are in
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from safeclaw.daemon.journal import files, reader
+from safeclaw.daemon.journal import files, reader, stretch
 from safeclaw.daemon.journal.copied import Copied
 from safeclaw.daemon.journal.cosignature import WitnessKey, cosigned_at
 from safeclaw.daemon.journal.keys import read_keyring
 from safeclaw.daemon.journal.note import NoteError, PublicKey
-from safeclaw.daemon.journal.record import MAX_LINE, RecordError, decode
+from safeclaw.daemon.journal.record import RecordError, decode
 from safeclaw.daemon.journal.report import Anchor, Report, Status
 from safeclaw.daemon.journal.walk import StopError, Walk
 from safeclaw.errors import JournalError
 
 #: How often a verification is begun again because a live writer pruned beneath it.
 _RETRIES = 3
-
-#: Progress is told every so many lines (a power of two).
-_LINES: Final = 8192
 
 #: What an anchor is called that is nothing but the chain's public keys.
 PUBLIC_KEY: Final = "public key"
@@ -51,6 +47,13 @@ class Claims(NamedTuple):
 Progress = Callable[[int, int], None]
 
 
+class Pace(NamedTuple):
+    """Who is told how far it is, and how many processes walk; None: as many as pay."""
+
+    progress: Progress | None
+    jobs: int | None
+
+
 def verify(
     directory: Path,
     *,
@@ -59,6 +62,7 @@ def verify(
     cosigners: Sequence[WitnessKey] = (),
     heard: Iterable[tuple[int, str]] | None = None,
     progress: Progress | None = None,
+    jobs: int | None = 1,
 ) -> Report:
     """Return the verdict on the journal in ``directory``.
 
@@ -66,7 +70,8 @@ def verify(
     ``public_key`` (the first epoch's, or those of several, oldest first) and
     ``checkpoints`` (name and signed note) are anchors: they count only if they were
     kept where the journal's owner could not change them.  ``cosigners`` are the witnesses
-    of whom at least one has to have cosigned one of the checkpoints.
+    of whom at least one has to have cosigned one of the checkpoints.  ``jobs`` is how many
+    processes walk at most; None: as many as pay.
     """
     given = [public_key] if isinstance(public_key, PublicKey) else list(public_key or ())
     copied = Copied(heard) if heard is not None else None
@@ -76,7 +81,7 @@ def verify(
             walk = Walk(given, _ring(directory), None)
         found = _segments(directory)
         with contextlib.suppress(StopError):
-            _walk(walk, directory, Claims(checkpoints, cosigners), progress)
+            _walk(walk, directory, Claims(checkpoints, cosigners), Pace(progress, jobs))
         if walk.report.status is Status.INTACT or _segments(directory)[:1] == found[:1]:
             break
     with contextlib.suppress(StopError):
@@ -115,7 +120,7 @@ def _walk(
     walk: Walk,
     directory: Path,
     claims: Claims,
-    progress: Progress | None,
+    pace: Pace,
 ) -> None:
     report = walk.report
     # The order matters beside a live writer: first what it signed, then how far it got.
@@ -133,28 +138,10 @@ def _walk(
         raise walk.stop(str(error.strerror), Status.INCOMPLETE, segment=name) from error
     if not found and latest is None:
         raise walk.stop("no journal here", Status.INCOMPLETE, segment=str(directory))
-    torn = walked = 0
-    total = sum(size for _, _, size in found)
-    first = found[0][0] if found else 1
-    for position, (number, path, size) in enumerate(found, 1):
-        walk.segment, walk.line, walk.number = path.name, 0, number
-        if number != first + position - 1:
-            missing = files.segment_name(first + position - 1)
-            raise walk.stop("the segment is missing", segment=missing, seq=report.records)
-        if torn:
-            raise walk.stop("the segment before ends in a torn line", seq=report.records)
-
-        def told(left: int, done: int = walked + size) -> None:
-            if progress is not None:
-                progress(done - left, total)
-
-        try:
-            torn = _segment(walk, path, size, latest, claims, told)
-        except OSError as error:
-            raise walk.stop(str(error.strerror), Status.INCOMPLETE, line=0) from error
-        report.segments = position
-        walked += size
-        told(0)
+    # What journald heard is compared record by record, in order.
+    jobs = 1 if walk.copied is not None else pace.jobs or stretch.jobs_for(found)
+    with stretch.walked_ahead(found, jobs) as known:
+        torn = _segments_of(walk, found, known, lambda: _take_claims(walk, latest, claims), pace)
     if walk.claims:
         walk.check_signature(walk.claims[-1])
     if walk.claims or (latest is not None and not report.records):
@@ -188,35 +175,43 @@ def _walk(
         report.notes.append("a writer is at work: what it wrote since is not in this verdict")
 
 
-def _segment(
+def _segments_of(
     walk: Walk,
-    path: Path,
-    size: int,
-    latest: str | None,
-    claims: Claims,
-    told: Callable[[int], None],
+    found: Sequence[stretch.Segment],
+    known: stretch.Known,
+    begun: Callable[[], None],
+    pace: Pace,
 ) -> int:
-    """Walk one segment's first ``size`` bytes; return the bytes of a torn last line."""
-    claimed = walk.report.segments > 0
-    with path.open("rb") as stream:
-        if os.fstat(stream.fileno()).st_size < size:
-            raise walk.stop("the segment shrank while it was read")
-        while size > 0:
-            line = stream.readline(min(size, MAX_LINE + 2))
-            if not line.endswith(b"\n"):
-                if len(line) > MAX_LINE:
-                    walk.line += 1
-                    raise walk.stop("the line is too long", seq=walk.report.records)
-                return size
-            size -= len(line)
-            walk.line += 1
-            walk.accept(line[:-1], opens=walk.line == 1)
-            if not walk.line & (_LINES - 1):
-                told(size)
-            if walk.line == 1 and not claimed:
-                claimed = True
-                _take_claims(walk, latest, claims)
-    return 0
+    """Walk the segments; return the bytes of a torn last line."""
+    report = walk.report
+    torn = walked = 0
+    total = sum(size for _, _, size in found)
+    for position, segment in enumerate(found):
+        number, path, size = segment
+        walk.segment, walk.line = path.name, 0
+        if number != found[0][0] + position:
+            missing = files.segment_name(found[0][0] + position)
+            raise walk.stop("the segment is missing", segment=missing, seq=report.records)
+        if torn:
+            raise walk.stop("the segment before ends in a torn line", seq=report.records)
+
+        def opened(segment: stretch.Segment = segment) -> bool:
+            if not report.segments:
+                begun()
+            return stretch.take_over(walk, known(segment))
+
+        def told(left: int, done: int = walked + size) -> None:
+            if pace.progress is not None:
+                pace.progress(done - left, total)
+
+        try:
+            torn = stretch.walk_segment(walk, segment, opened=opened, told=told)
+        except OSError as error:
+            raise walk.stop(str(error.strerror), Status.INCOMPLETE, line=0) from error
+        report.segments = position + 1
+        walked += size
+        told(0)
+    return torn
 
 
 def _take_claims(walk: Walk, latest: str | None, claims: Claims) -> None:

@@ -21,13 +21,14 @@ The rules, in the order in which a record meets them:
 from __future__ import annotations
 
 import base64
-import re
 from dataclasses import dataclass
-from datetime import datetime
 from hashlib import sha256
 from typing import Final
 
+import msgspec
+
 from safeclaw.daemon.journal import files, retention
+from safeclaw.daemon.journal.clocks import ClockError, Clocks
 from safeclaw.daemon.journal.copied import Copied
 from safeclaw.daemon.journal.keys import open_certificate
 from safeclaw.daemon.journal.merkle import Frontier
@@ -42,13 +43,7 @@ from safeclaw.daemon.journal.record import NO_PREV, Record, RecordError, RecordT
 from safeclaw.daemon.journal.recovery import opening_frontier
 from safeclaw.daemon.journal.report import Finding, Report, Status
 
-#: Twice what the writer takes for a step, and what slewing may add.
-STEP_US: Final = 2_000_000
-
 _DECISION: Final = RecordType.DECISION
-_EPOCH = datetime(1970, 1, 1)
-_MICRO = re.compile(r"\.[0-9]{6}Z").fullmatch
-_MICROSECOND = datetime.resolution
 
 
 class StopError(Exception):
@@ -74,6 +69,17 @@ class Pruned:
     root: str
 
 
+class State(msgspec.Struct, frozen=True):
+    """What the next record is held against, but for claims from outside and what was pruned."""
+
+    chain: str
+    records: int
+    prev: str
+    nodes: list[bytes]
+    key: PublicKey
+    clocks: tuple[str, int, int]
+
+
 class Walk:
     """One pass over a chain; the caller sets ``segment`` and ``line`` as it goes."""
 
@@ -95,12 +101,7 @@ class Walk:
         self.number = 0  # of the segment
         self.segment = ""
         self.line = 0
-        self.boot = ""
-        self.boottime = 0
-        self.offset = 0
-        self.second = ""
-        self.second_us = 0
-        self.last_wall_us = 0
+        self.clocks = Clocks()
         #: Where each segment that was walked begins: (size, root in base64).
         self.boundaries: dict[int, tuple[int, str]] = {}
         self.pruned: Pruned | None = None
@@ -124,6 +125,29 @@ class Walk:
         )
         return StopError()
 
+    def state(self) -> State:
+        """Return where the walk is, after at least one record."""
+        return State(
+            chain=self.report.chain,
+            records=self.report.records,
+            prev=self.prev,
+            nodes=list(self.frontier.nodes),
+            key=self.keys[-1],
+            clocks=self.clocks.state,
+        )
+
+    def resume(self, state: State) -> None:
+        """Go on from where another walk of the same chain, under the same key, had got."""
+        self.report.records = state.records
+        self.prev = state.prev
+        self.frontier = Frontier(state.records, state.nodes)
+        self.clocks.resume(state.clocks)
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing was met that rests on, or changes, more than :class:`State`."""
+        return len(self.keys) == 1 and self.pruned is None
+
     def accept(self, line: bytes, *, opens: bool) -> None:
         """Hold the next line (without its newline) against the rules."""
         report = self.report
@@ -138,18 +162,18 @@ class Walk:
             else:
                 self._genesis(record)
             seq = report.records
-        if record.seq != seq:
-            raise self.stop(f"the record says {record.seq}, {seq} is due here", seq=seq)
-        if record.prev != self.prev:
-            raise self.stop(
-                "prev is not the hash of the record before: one of the two was changed", seq=seq
-            )
-        if record.chain != report.chain:
-            raise self.stop("a record of another chain", seq=seq)
+        if record.prev != self.prev or record.seq != seq or record.chain != report.chain:
+            raise self._misplaced(record, seq)
         # Nearly all records are decisions, and those carry no rule of their own.
         if opens or record.type is not _DECISION:
             self._ruled(record, opens=opens)
-        self._clock(record)
+        # Those that were appended together were at the same time.
+        if (
+            record.ts != report.last_ts
+            or record.boottime_us != self.clocks.boottime
+            or record.boot_id != self.clocks.boot
+        ):
+            self._clock(record)
         leaf = sha256(b"\x00" + line).digest()  # merkle.leaf_hash
         self.prev = leaf.hex()
         self.frontier.append(leaf)
@@ -159,6 +183,16 @@ class Walk:
             raise self.stop("journald holds another record of this number", seq=seq)
         if self.claims and self.claims[0].checkpoint.size <= seq + 1:
             self.settle()
+
+    def _misplaced(self, record: Record, seq: int) -> StopError:
+        """Say what is wrong with a record's place."""
+        if record.seq != seq:
+            return self.stop(f"the record says {record.seq}, {seq} is due here", seq=seq)
+        if record.prev != self.prev:
+            return self.stop(
+                "prev is not the hash of the record before: one of the two was changed", seq=seq
+            )
+        return self.stop("a record of another chain", seq=seq)
 
     def _ruled(self, record: Record, *, opens: bool) -> None:
         """Hold a record against the rules of its type and place."""
@@ -354,32 +388,12 @@ class Walk:
         self.pruned = Pruned(seq, through, size, root)
 
     def _clock(self, record: Record) -> None:
-        second, micro = record.ts[:19], record.ts[19:]
-        if second != self.second:
-            try:
-                wall = datetime.strptime(second, "%Y-%m-%dT%H:%M:%S")
-            except ValueError as error:
-                raise self.stop("ts is not a time", seq=record.seq) from error
-            self.second = second
-            self.second_us = (wall - _EPOCH) // _MICROSECOND
-        if not _MICRO(micro):
-            raise self.stop("ts is not a time", seq=record.seq)
-        wall_us = self.second_us + int(micro[1:7])
-        offset = wall_us - record.boottime_us
-        if record.boot_id != self.boot:
-            if self.boot and wall_us < self.last_wall_us - STEP_US:
-                self.report.notes.append(
-                    f"record {record.seq}, the first after a reboot, is dated "
-                    f"{(self.last_wall_us - wall_us) // 1_000_000} s before the one before it"
-                )
-        elif record.type is not RecordType.CLOCK_STEP:
-            elapsed = record.boottime_us - self.boottime
-            if elapsed < 0:
-                raise self.stop("the boot clock goes back", seq=record.seq)
-            if abs(offset - self.offset) > STEP_US + elapsed // 500:
-                raise self.stop("ts does not keep step with the boot clock", seq=record.seq)
-        self.boot, self.boottime, self.offset = record.boot_id, record.boottime_us, offset
-        self.last_wall_us = wall_us
+        try:
+            note = self.clocks.follow(record)
+        except ClockError as error:
+            raise self.stop(str(error), seq=record.seq) from error
+        if note:
+            self.report.notes.append(note)
 
     # ---- the end
 
