@@ -31,7 +31,7 @@ def read(path: Path, kind: type[Value], empty: Value) -> Value:
         data = source.read()
     try:
         return msgspec.json.decode(data, type=kind)
-    except msgspec.DecodeError as problem:
+    except (msgspec.DecodeError, UnicodeDecodeError) as problem:
         raise BrokerError(
             f"{path}: damaged: {problem}",
             hint="restore it from a backup; nothing is allowed before",

@@ -1,19 +1,25 @@
 """Makes the published test vectors: ``python -m tests.vectors docs/test-vectors``.
 
 Each vector is a directory: ``journal/`` as a verifier gets it, perhaps
-``public-key`` and ``checkpoint`` as anchors, and ``expected.json``.
+``public-key`` and ``checkpoint`` as anchors, and ``expected.json``; or an
+``evidence.zip`` in the place of the journal.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import platform
 import shutil
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 import pytest
 
+from safeclaw.daemon.cli.audit_export import query
+from safeclaw.daemon.evidence.package import build
 from safeclaw.daemon.journal import files, keys
 from safeclaw.daemon.journal.journal import Journal
 from safeclaw.daemon.journal.verifier import read_checkpoint, verify
@@ -51,6 +57,34 @@ def publish(state: Path, target: Path, *, anchors: bool, note: tuple[str, str] |
     (target / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
 
 
+def packages(target: Path) -> None:
+    """Write an evidence package, and the same with one byte changed in one of its files."""
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        place = Path(name)
+        patch.setattr(platform, "node", lambda: "host.example.com")
+        patch.setattr(os, "getuid", lambda: 990)
+        with Journal.open(place / "state" / "journal") as journal:
+            for number in range(6):
+                journal.append(decision(number, effect="deny" if number == 4 else "allow"))
+        built = place / "evidence.zip"
+        build(place / "state", query("2020-01-01", None), built, repository=place)
+        changed = place / "changed.zip"
+        with zipfile.ZipFile(built) as old, zipfile.ZipFile(changed, "w") as new:
+            for member in old.namelist():
+                content = old.read(member)
+                if member == "export.jsonl":
+                    content = content.replace(b'"decision":"deny"', b'"decision":"denY"')
+                new.writestr(member, content)
+        for word, path, status in (("package", built, 0), ("package-changed", changed, 1)):
+            (target / word).mkdir()
+            shutil.copyfile(path, target / word / "evidence.zip")
+            shutil.copyfile(
+                place / "state" / "keys" / files.PUBLIC_KEY, target / word / "public-key"
+            )
+            expected = {"exit_status": status}
+            (target / word / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
+
+
 def main(target: Path) -> None:
     """Write every vector anew."""
     for old in target.iterdir():
@@ -81,6 +115,7 @@ def main(target: Path) -> None:
         with files.segments(chain.directory)[-1][1].open("ab") as stream:
             stream.write(b'{"action":"file.re')
         publish(Path(place), target / "torn-tail", anchors=False, note=None)
+    packages(target)
 
 
 if __name__ == "__main__":

@@ -272,12 +272,14 @@ def unpack(path: Path, place: Path) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with archive.open(member) as source, target.open("xb") as stream:
                     shutil.copyfileobj(source, stream)
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError) as error:
-        raise JournalError(f"{path}: not an evidence package, or damaged: {error}") from error
-    except Exception as error:
-        if type(error).__module__ == "zlib":
-            raise JournalError(f"{path}: damaged: {error}") from error
+    except JournalError:
         raise
+    except Exception as error:
+        # What zipfile and the codecs raise for bytes that are wrong has no common base; an error
+        # of the disk has a number.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise JournalError(f"{path}: not an evidence package, or damaged: {error}") from error
 
 
 def check_directory(place: Path, given: list[PublicKey] | None) -> Report:
@@ -307,7 +309,7 @@ def _manifest_problem(place: Path) -> tuple[str, str] | None:
         manifest = msgspec.json.decode((place / MANIFEST).read_bytes(), type=Contents)
     except FileNotFoundError:
         return MANIFEST, "the file is missing"
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return MANIFEST, "not a manifest"
     listed = {file.path: file for file in manifest.files}
     there = {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()}
@@ -323,7 +325,7 @@ def _manifest_problem(place: Path) -> tuple[str, str] | None:
 
 def _signature_problem(place: Path, report: Report) -> tuple[str, str] | None:
     try:
-        signed = (place / NOTE).read_text("utf-8")
+        signed = (place / NOTE).read_bytes().decode()  # a \r is not taken for a \n
         key = keys.read_public_keys(place / KEYS)[-1]
         text = open_note(signed, key)
     except (FileNotFoundError, UnicodeDecodeError, JournalError, NoteError) as error:

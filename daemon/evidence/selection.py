@@ -96,7 +96,7 @@ class Pass:
         self._prover: Prover | None = None
         self._wanted: dict[int, bytes] = {}
         try:
-            self.note = (directory / files.CHECKPOINT).read_text("utf-8")
+            self.note = (directory / files.CHECKPOINT).read_bytes().decode()
             checkpoint = note.parse_checkpoint(self.note.partition("\n\n")[0] + "\n")
         except (OSError, UnicodeDecodeError, note.NoteError):
             self.note = ""  # no proofs then; verify says what that means

@@ -105,7 +105,7 @@ def read_keyring(directory: Path) -> Keyring | None:
         return None
     except OSError as error:
         raise JournalError(f"{path}: {error.strerror}") from error
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise JournalError(f"{path}: not a keyring") from error
 
 

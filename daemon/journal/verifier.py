@@ -129,7 +129,7 @@ def _walk(
         live = files.is_locked(directory)
         path = directory / files.CHECKPOINT
         if path.exists():
-            latest = path.read_text("utf-8")
+            latest = path.read_bytes().decode()  # a \r is not taken for a \n
         found = [(number, path, path.stat().st_size) for number, path in files.segments(directory)]
     except UnicodeDecodeError as error:
         raise walk.stop("not a signed note", segment=files.CHECKPOINT) from error
@@ -269,7 +269,7 @@ def read_checkpoint(path: Path) -> tuple[str, str]:
         JournalError: it cannot be read.
     """
     try:
-        return str(path), path.read_text("utf-8")
+        return str(path), path.read_bytes().decode()
     except OSError as error:
         raise JournalError(
             f"{path}: {error.strerror}", hint="a checkpoint is a copy of STATE/journal/checkpoint"

@@ -145,7 +145,7 @@ class Feed:
     def _latest(self) -> tuple[str, Checkpoint]:
         path = self._directory / files.CHECKPOINT
         try:
-            note = path.read_text("utf-8")
+            note = path.read_bytes().decode()
             return note, parse_checkpoint(note.partition("\n\n")[0] + "\n")
         except OSError as error:
             raise JournalError(f"{path}: {error.strerror}", hint="give --state DIR") from error

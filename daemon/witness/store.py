@@ -178,7 +178,7 @@ class Store:
             return msgspec.json.decode(path.read_bytes(), type=Seen)
         except OSError as error:
             raise JournalError(f"{path}: {error.strerror}") from error
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise JournalError(f"{path}: damaged: {error}") from error
 
     def _save(self, seen: Seen) -> None:

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from safeclaw.daemon.evidence.package import check, unpack
 from safeclaw.daemon.journal import files, keys
 from safeclaw.daemon.journal.verifier import read_checkpoint, verify
 from tests.standalone import PATH, standalone
 
 VECTORS = Path(__file__).parents[3] / "docs" / "test-vectors"
-NAMES = sorted(path.name for path in VECTORS.iterdir() if path.is_dir())
+NAMES = sorted(path.parent.name for path in VECTORS.glob("*/journal"))
+PACKAGES = sorted(path.parent.name for path in VECTORS.glob("*/evidence.zip"))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -44,11 +46,23 @@ def test_both_verifiers_find_what_is_published(name: str) -> None:
     assert status == expected["exit_status"]
 
 
+@pytest.mark.parametrize("name", PACKAGES)
+def test_both_verifiers_find_what_is_published_of_a_package(name: str, tmp_path: Path) -> None:
+    vector = VECTORS / name
+    status = json.loads((vector / "expected.json").read_text())["exit_status"]
+    public_key = vector / "public-key"
+    report = check(vector / "evidence.zip", keys.read_public_keys(public_key))
+    assert report.exit_status == status, report.finding
+    unpack(vector / "evidence.zip", tmp_path)
+    assert standalone(tmp_path, public_key=public_key) == status
+
+
 def test_there_is_a_vector_for_every_verdict() -> None:
     statuses = {json.loads((VECTORS / name / "expected.json").read_text())["exit_status"]
                 for name in NAMES}  # fmt: skip
     assert statuses == {0, 1, 3}
     assert len(NAMES) >= 30
+    assert len(PACKAGES) == 2
 
 
 def test_the_verifiers_agree_on_damage_of_every_kind(tmp_path: Path) -> None:

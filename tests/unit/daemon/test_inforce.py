@@ -123,6 +123,15 @@ def test_a_damaged_file_is_an_error_and_never_nothing(host: Host, cut: int) -> N
         host.start()
 
 
+def test_a_file_with_a_byte_that_is_no_text_is_an_error(host: Host) -> None:
+    file = host.state / "in-force.json"
+    content = file.read_bytes()
+    at = content.index(b': "') + 3
+    file.write_bytes(content[:at] + b"\xb8" + content[at + 1 :])
+    with pytest.raises(BrokerError, match="damaged"):
+        host.start()
+
+
 def test_without_the_rule_what_is_wider_is_in_force_at_once(host: Host) -> None:
     assert host.change(WIDE) == [Event.LOADED]
     assert host.path == "**"
