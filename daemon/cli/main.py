@@ -174,6 +174,16 @@ def _click(group: Callable[..., object], words: list[str]) -> int:
         result = group(args=words[1:], prog_name=f"safeclaw {words[0]}", standalone_mode=False)
     except click.exceptions.Abort:
         return 130
+    except click.UsageError as problem:
+        if type(problem).__name__ == "NoArgsIsHelpError":  # click 8.2: what it shows is the help
+            problem.show()
+            return problem.exit_code
+        from safeclaw.errors import UsageError
+        from safeclaw.policies.model import printable
+
+        place = problem.ctx.command_path if problem.ctx is not None else f"safeclaw {words[0]}"
+        said = problem.format_message().rstrip(".")
+        raise UsageError(printable(said), hint=f"{printable(place)} --help") from problem
     except click.ClickException as problem:
         problem.show()
         return problem.exit_code

@@ -107,6 +107,12 @@ def _build(
     repository: Path | None,
     on_step: Callable[[str], None],
 ) -> Report:
+    try:
+        signer = files.load_key(state / "keys")
+    except JournalError as error:
+        raise JournalError(
+            error.message, hint="a package is signed with the chain's key: run this as its owner"
+        ) from error
     made = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     on_step("copying the chain")
     chain = place / _JOURNAL
@@ -119,6 +125,8 @@ def _build(
     on_step("exporting the period")
     with open_output(place / "export.jsonl") as stream:
         manifest = export(chain, query, "jsonl", stream.write)
+    if not manifest.records:
+        on_step("no records in this period: widen --since and --until")
     on_step("summing up")
     summary = summarize(chain, query)
     found, content = history.origins([policy.sha256 for policy in summary.policies], repository)
@@ -170,7 +178,6 @@ def _build(
     on_step("signing")
     listed = Contents(report.chain, made, tool(), _listed(place))
     (place / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(listed)) + b"\n")
-    signer = files.load_key(state / "keys")
     text = statement(report.chain, (place / MANIFEST).read_bytes())
     (place / NOTE).write_text(signer.sign(text), "utf-8")
     on_step("packing")

@@ -11,7 +11,10 @@ from datetime import UTC, date, datetime, time, timedelta
 
 from safeclaw.errors import UsageError
 
-_HINT = "say '30 days', 'today', 'yesterday', 'week', 'month', 'quarter', 'year', '2026-03-01'"
+_HINT = (
+    "say '30 days', 'today', 'yesterday', 'week', 'month', 'quarter', 'year', 'last quarter', "
+    "'2026-q1', '2026-03-01'"
+)
 _UNITS = {
     "second": timedelta(seconds=1),
     "minute": timedelta(minutes=1),
@@ -84,6 +87,9 @@ def moment(words: str, now: datetime) -> datetime:
             return midnight.replace(day=1, month=(midnight.month - 1) // 3 * 3 + 1)
         case "year":
             return midnight.replace(day=1, month=1)
+        case "last week" | "last month" | "last quarter" | "last year":
+            word = text.removeprefix("last ")
+            return moment(word, moment(word, now) - timedelta(days=1))  # the one before this one
         case _:
             pass
     try:

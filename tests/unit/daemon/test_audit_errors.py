@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from safeclaw.daemon.journal import Journal, RecordType
+from safeclaw.daemon.cli.main import main
+from safeclaw.daemon.journal import Journal, RecordType, files
 from safeclaw.daemon.journal.record import Entry
 from safeclaw.errors import SafeclawError
 from tests.unit.daemon.test_audit_export import run
@@ -54,10 +55,49 @@ def test_a_chain_in_use_says_so(state: Path) -> None:
             assert "stop safeclawd" in hint
 
 
-def test_an_unknown_format_names_those_there_are(state: Path) -> None:
-    result = run("export", "--format", "xml", "--state", str(state))
-    assert result.exit_code == 2
-    assert "'ocsf'" in result.output
+@pytest.mark.parametrize(
+    ("words", "said", "help_of"),
+    [
+        (("nonsense",), "No such command 'nonsense'", "audit"),
+        (
+            ("export", "--format", "xml"),
+            "'xml' is not one of 'json', 'jsonl', 'csv'",
+            "audit export",
+        ),
+        (("export", "--nonsense"), "No such option", "audit export"),
+        (("show", "--type", "\x1b[2Jx"), "is not one of 'genesis'", "audit show"),
+        (("verify", "--jobs", "0"), "0 is not in the range", "audit verify"),
+        (("evidence",), "Missing option '--output'", "audit evidence make"),
+        (("evidence", "verify"), "Missing argument 'FILE'", "audit evidence verify"),
+        (("sample",), "Missing option '--seed'", "audit sample"),
+        (("prune", "--retention", "-1"), "-1 is not in the range", "audit prune"),
+        (("reveal", "x"), "'x' is not a valid integer", "audit reveal"),
+        (("witness", "push"), "Missing argument 'URL'", "audit witness push"),
+        (("keys", "roll", "more"), "unexpected extra argument", "audit keys roll"),
+    ],
+)
+def test_what_is_misspelt_is_one_line_and_where_the_help_is(
+    capfd: pytest.CaptureFixture[str], words: tuple[str, ...], said: str, help_of: str
+) -> None:
+    assert main(["audit", *words]) == 2
+    out, err = capfd.readouterr()
+    line, hint = err.splitlines()
+    assert out == ""
+    assert line.startswith("safeclaw: ")
+    assert said in line
+    assert "\x1b" not in err
+    assert hint == f"hint: safeclaw {help_of} --help"
+
+
+def test_a_package_without_the_key_is_not_begun(state: Path, tmp_path: Path) -> None:
+    (state / "keys" / files.PRIVATE_KEY).unlink()
+    output = tmp_path / "evidence.zip"
+    result = run("evidence", "--output", str(output), "--state", str(state))
+    assert isinstance(result.exception, SafeclawError)
+    line, hint = result.exception.diagnostics()
+    assert "journal.key: No such file" in line
+    assert "run this as its owner" in hint
+    assert not output.exists()
 
 
 def test_an_empty_period_says_so(state: Path) -> None:
@@ -71,3 +111,6 @@ def test_an_empty_period_says_so(state: Path) -> None:
     assert "left out 3" in export.stderr
     for result in (summary, sample):
         assert "hint: widen --since and --until" in result.stderr
+    output = state / "evidence.zip"
+    evidence = run("evidence", *NOTHING, "--output", str(output), "--state", str(state))
+    assert "no records in this period" in evidence.stderr
