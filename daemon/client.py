@@ -164,6 +164,8 @@ class Client:
             raise BrokerGoneError("the broker has gone", hint="start again")
         match protocol.decode_to_supervisor(data):
             case protocol.Lease() as lease:
+                # A socket's peer is who listened: for one that systemd holds, systemd.
+                self.broker_pid = lease.broker_pid
                 return lease
             case protocol.Refused(message, hint):
                 raise BrokerError(message, hint=hint)
@@ -208,6 +210,10 @@ class Client:
         return reply.data
 
     def _silent(self) -> BrokerError:
+        if self.socket == SYSTEM_SOCKET:
+            return BrokerGoneError(
+                f"the broker at {self.socket} does not answer", hint="systemctl status safeclawd"
+            )
         pid = self.broker_pid
         return BrokerGoneError(
             f"the broker (pid {pid}) does not answer",

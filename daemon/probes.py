@@ -195,8 +195,9 @@ def _why_no_namespaces(said: str, number: int) -> tuple[str, str]:
     if number == errno.EPERM:
         return (
             f"not permitted: {said}",
-            "in a chroot no user namespace can be made: run outside it; in a container, "
-            "its seccomp profile has to allow unshare and mount",
+            "in a chroot no user namespace can be made: run outside it; in a systemd unit, "
+            "RestrictNamespaces= forbids it; in a container, its seccomp profile has to allow "
+            "unshare and mount",
         )
     return said, "a kernel with CONFIG_USER_NS is needed"
 

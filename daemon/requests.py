@@ -81,7 +81,8 @@ class Requests:
             reason = f"this needs the role {needed or 'audit'}"
             self._authority.refused(peer, f"control.{verb}", target, reason)
             groups = self._authority.settings.groups
-            hint = f"members of {groups.run}, {groups.admin} or {groups.audit} have roles"
+            hint = f"members of {groups.run}, {groups.admin} or {groups.audit} have roles; "
+            hint += "--broker embedded asks a broker of your own"
             raise BrokerError(f"not permitted: {reason}", hint=hint)
         match request:
             case control.Status():

@@ -24,13 +24,17 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def default_state() -> Path:
-    """Return the system daemon's state where this user may read it, else the user's own."""
+    """Return the system daemon's state where this user may read it, else the user's own.
+
+    Without one of their own it is the system's again, which then says who may.
+    """
     if os.access(SYSTEM_STATE / "journal", os.R_OK | os.X_OK):
         return SYSTEM_STATE
     home = os.environ.get("XDG_STATE_HOME", "")
     # The XDG specification: a relative path is to be ignored.
     base = Path(home) if home.startswith("/") else Path.home() / ".local" / "state"
-    return base / "safeclaw"
+    own = base / "safeclaw"
+    return SYSTEM_STATE if SYSTEM_STATE.is_dir() and not own.is_dir() else own
 
 
 def _state(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Path:

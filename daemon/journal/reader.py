@@ -34,6 +34,11 @@ def lines(directory: Path) -> Iterator[tuple[Path, int, bytes]]:
                 while (line := stream.readline(MAX_LINE + 2)).endswith(b"\n"):
                     number += 1
                     yield path, number, line[:-1]
+    except PermissionError as error:
+        raise JournalError(
+            f"{error.filename or directory}: {error.strerror}",
+            hint="the system's journal is for root and members of the group safeclaw-audit",
+        ) from error
     except OSError as error:
         raise JournalError(f"{error.filename or directory}: {error.strerror}") from error
 

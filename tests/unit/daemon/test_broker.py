@@ -409,3 +409,24 @@ def test_an_attempt_with_two_megabytes_of_arguments_is_recorded(state: Path) -> 
     session.close()
     (decision,) = records(state, RecordType.DECISION)
     assert decision.target == {"what": "x" * 2_000_000}
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        (None, f"if it is stopped, kill -CONT {os.getpid()}; if it hangs, "),
+        # Whoever listened there is systemd: nobody should be told to kill that.
+        (clients.SYSTEM_SOCKET, "systemctl status safeclawd"),
+    ],
+    ids=["own", "system"],
+)
+def test_who_waits_for_a_silent_broker_is_told_what_to_do(
+    tmp_path: Path, path: Path | None, hint: str
+) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    client = Client(ours, tmp_path, path)
+    with theirs, pytest.raises(BrokerError, match="does not answer") as caught:
+        client.lease(timeout=0)
+    ours.close()
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith(hint)
