@@ -28,7 +28,8 @@ _LOADER_TAKES_VALUE = frozenset(
 )
 _SHEBANG_MAX = 256
 _CHAIN_MAX = 4
-#: Variables with which a program can be made to run other code than its own.
+#: Variables with which no program is started: the loader would run other code than the program's
+#: before it, in a namespace of its own that the program cannot see (rtld-audit(7)).
 _FORBIDDEN_VARIABLES = (b"LD_AUDIT=",)
 
 
@@ -146,16 +147,29 @@ def _run(
             index = _loaded(chain.argv)
             if index is not None:
                 target = _behind_loader(note, chain.image, chain.argv, index)
-        if any(entry.startswith(_FORBIDDEN_VARIABLES) for entry in environment):
-            target = ProgramTarget(target.program, ("LD_AUDIT", *target.argv), ())
         # the person's own command is the session's start, judged as that, once
         first = note.mediator.first_program
         note.mediator.first_program = None
         action = "session.start" if first == target.argv else "shell.execute"
         note.judge(Attempt(action, target), enforced_by="exec-stop")
+        _require_plain(note, target, environment)
         image = Image(_inode(chain.image.fd), chain.argv, environment)
     _continue_to_exec_stop(note, image, target)
     return None
+
+
+def _require_plain(note: Notification, target: ProgramTarget, environment: list[bytes]) -> None:
+    """Refuse, and record, what a rule has allowed but for the variables it would start with."""
+    for entry in environment:
+        if entry.startswith(_FORBIDDEN_VARIABLES):
+            name = os.fsdecode(entry.partition(b"=")[0])
+            note.mediator.gate.violation(
+                Attempt("shell.execute", target),
+                pid=note.pid,
+                exe=note.caller.exe,
+                reason=f"refused: {name} would have other code run in it",
+            )
+            raise error(errno.EACCES)
 
 
 class _Chain:
