@@ -14,6 +14,7 @@ import pty
 import pwd
 import re
 import secrets
+import select
 import shutil
 import socket
 import stat
@@ -23,9 +24,11 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from safeclaw.sandbox import landlock, linux
 from tests.escape.corpus import ATTACKS, COUNTS, POLICY, Attack
 from tests.escape.stages import STAGES, Look
 from tests.system.conftest import ordinary_user, shared_tree
@@ -71,7 +74,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(scope="session")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with every attack, and the programs it wants to run, compiled."""
+    made = os.environ.get("SAFECLAW_ATTACKS")
+    if made is not None:
+        return Path(made)  # where they are tried there is no compiler
     out = tmp_path_factory.mktemp("attacks")
+    compile_all(out)
+    return out
+
+
+def compile_all(out: Path) -> None:
+    """Compile every attack, and the programs it wants to run, into a directory."""
 
     def compile_one(source: Path, name: str, *options: str) -> None:
         subprocess.run(
@@ -85,7 +97,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     compile_one(HERE / "program.c", "xa", "-static")
     compile_one(HERE / "program.c", "xd", "-static", "-DDENIED")
     compile_one(HERE / "program.c", "xd-dynamic", "-DDENIED")
-    return out
+    compile_one(HERE / "audit.c", "audit.so", "-shared", "-fPIC")
 
 
 class Prison:
@@ -183,7 +195,7 @@ class Prison:
                 for name in before[one.name].keys() | after.keys()
                 if before[one.name].get(name) != after.get(name)
             )
-            if one.source in STAGES:
+            if one.name in self._looks:
                 changed += self._looks[one.name]()
             found[one.name] = _outcome(one, workspace, tokens[one.name], changed, status)
         return found
@@ -201,7 +213,7 @@ class Prison:
             secret.write_text(token)
         (area / "secretz/key").write_text("nothing to see")
         (area / "frozen/f").write_text("frozen")
-        for program in ("xa", "xd", "xd-dynamic"):
+        for program in ("xa", "xd", "xd-dynamic", "audit.so"):
             shutil.copy(self._programs / program, area / "bin" / program)
         if attack.source.endswith(".py"):
             shutil.copy(HERE / "attacks" / attack.source, area / "attack.py")
@@ -215,7 +227,55 @@ class Prison:
         if stage is not None:
             uid = pwd.getpwnam(self.name).pw_uid
             self._looks[attack.name] = stage(area, token, uid, stack)
+        if attack.source == "other_session.c":
+            self._looks[attack.name] = self._other_session(area, attack, stack)
         return token
+
+    def _other_session(self, area: Path, attack: Attack, stack: contextlib.ExitStack) -> Look:
+        """Start another session of this person's, without namespaces between the two."""
+        base = Path(tempfile.mkdtemp(prefix="safeclaw-other-"))
+        stack.callback(shutil.rmtree, base, ignore_errors=True)
+        (base / "policy.yaml").write_text(POLICY)
+        for folder in ("home", "state"):
+            (base / folder).mkdir()
+        self._own(base)
+        process = subprocess.Popen(
+            [
+                *(self._python, "-m", "safeclaw.daemon.cli", "run", "--isolation", "landlock"),
+                *("--policy", str(base / "policy.yaml"), "--"),
+                *("/bin/sh", "-c", "echo $$; while :; do sleep 1000; done"),
+            ],
+            cwd=base / "home",
+            env={
+                **self._environment,
+                "HOME": str(base / "home"),
+                "XDG_STATE_HOME": str(base / "state"),
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            **self._identity(),
+        )
+        assert process.stdout is not None
+        agent = int(process.stdout.readline())
+
+        def end() -> None:
+            process.kill()
+            process.communicate()
+
+        stack.callback(end)
+        pid = process.pid if attack.supervisor else agent
+        with open(f"/proc/{pid}/maps") as maps:
+            start = maps.readline().partition("-")[0]
+        (area / "pid").write_text(f"{pid} {start}")
+        descriptor = os.pidfd_open(agent)
+        stack.callback(os.close, descriptor)
+
+        def look() -> list[str]:
+            gone, _, _ = select.select([descriptor], [], [], 0)
+            return ["the other session has ended"] if gone else []
+
+        return look
 
     def _own(self, base: Path) -> None:
         if os.geteuid() == 0:
@@ -225,6 +285,13 @@ class Prison:
                     continue
                 os.chown(path, entry.pw_uid, entry.pw_gid, follow_symlinks=False)
         (base / "state").chmod(0o700)
+
+    def _identity(self) -> dict[str, Any]:
+        """Return what has subprocess run something as this person."""
+        entry = pwd.getpwnam(self.name)
+        if os.geteuid() == entry.pw_uid:
+            return {}
+        return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
 
     def _start(
         self, defence: str | None, base: Path, policy: Path, held: int, terminal: bool
@@ -237,7 +304,9 @@ class Prison:
                 shutil.copy(HERE / "weakened.py", base / "weakened.py")
                 (base / "weakened.py").chmod(0o644)
                 start = [self._python, str(base / "weakened.py"), defence]
-            options = ("--policy", str(policy), "--isolation", self.isolation)
+            options = ["--policy", str(policy), "--isolation", self.isolation]
+            if landlock.lacking(linux.landlock_abi()) and self.isolation == "full":
+                options += ["--allow-degraded", "landlock-abi"]
             command = [*start, "run", *options, "--", *command]
         stdin = subprocess.DEVNULL
         with contextlib.ExitStack() as stack:
@@ -246,12 +315,10 @@ class Prison:
                 for fd in (master, stdin):
                     stack.callback(os.close, fd)
                 command = ["setsid", "--ctty", "--wait", *command]
-            entry = pwd.getpwnam(self.name)
-            own = os.geteuid() == entry.pw_uid
             if terminal:
-                os.fchown(stdin, entry.pw_uid, -1)
+                os.fchown(stdin, pwd.getpwnam(self.name).pw_uid, -1)
             # a session of its own: what kills its group must not reach the tests
-            done = subprocess.run(
+            done: subprocess.CompletedProcess[bytes] = subprocess.run(
                 command,
                 cwd=workspace,
                 env={
@@ -265,9 +332,7 @@ class Prison:
                 start_new_session=True,
                 timeout=110,
                 check=False,
-                user=None if own else entry.pw_uid,
-                group=None if own else entry.pw_gid,
-                extra_groups=None if own else [],
+                **self._identity(),
             )
         if not any(workspace.glob("*/out")):
             raise AssertionError(done.stderr.decode(errors="replace"))

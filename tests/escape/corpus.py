@@ -23,6 +23,7 @@ class Attack:
     word: str = ""
     root_only: bool = False
     alone: bool = False
+    supervisor: bool = False
     terminal: bool = False
     gap: str = ""
 
@@ -76,6 +77,7 @@ def _races() -> list[Attack]:
         Attack("race_exec_path", "race_exec_path.c", "exec-stop", goal=100),
         Attack("race_exec_argv", "race_exec_argv.c", "exec-stop", goal=50),
         Attack("race_exec_vfork", "race_exec_vfork.c", "exec-stop", goal=50),
+        Attack("race_exec_variable", "race_exec_variable.c", "exec-stop", goal=50),
     ]
 
 
@@ -106,7 +108,25 @@ def _victims() -> list[Attack]:
     return [Attack(f"victim_{way}", "victim.c", "outside", word=way) for way in ways]
 
 
-ATTACKS = (*_files(), *_races(), *_calls(), *_victims())
+def _sessions() -> list[Attack]:
+    ways = ("kill", "trace", "copy", "memory", "descriptor")
+    found = [Attack(f"other_agent_{way}", "other_session.c", "outside", word=way) for way in ways]
+    # a supervisor is not dumpable: but for signals it is root's alone already outside
+    found += [
+        Attack(
+            f"other_supervisor_{way}",
+            "other_session.c",
+            "outside",
+            word=way,
+            root_only=way != "kill",
+            supervisor=True,
+        )
+        for way in ways
+    ]
+    return found
+
+
+ATTACKS = (*_files(), *_races(), *_calls(), *_victims(), *_sessions())
 
 POLICY = """\
 version: "1.0"

@@ -77,10 +77,11 @@ def pace_of(person: Person) -> Generator[Pace]:
 
 @contextmanager
 def at_work(
-    broker: SystemBroker, person: Person, key: str, *more: str
+    broker: SystemBroker, person: Person, key: str, *more: str, isolation: str = "full"
 ) -> Generator[tuple[Pace, subprocess.Popen[str]]]:
     """Have the agent demo make steps."""
-    words = ("--agent", "demo", "--", "/usr/bin/python3", "steps.py", *more)
+    options = ("--isolation", isolation, "--agent", "demo")
+    words = (*options, "--", "/usr/bin/python3", "steps.py", *more)
     with pace_of(person) as pace, broker.run(person, *words, key=key) as running:
         yield pace, running
 
@@ -281,12 +282,13 @@ def test_a_broker_that_does_not_come_back_stops_the_agent(making: Making, member
 # ---- the kill switch
 
 
+@pytest.mark.parametrize("isolation", ["full", "landlock"])
 def test_the_switch_stops_everything_and_holds_until_it_is_lifted(
-    making: Making, member: Person
+    making: Making, member: Person, isolation: str
 ) -> None:
     broker = making()
     key = broker.add("demo")
-    with at_work(broker, member, key) as (pace, running):
+    with at_work(broker, member, key, isolation=isolation) as (pace, running):
         pace.steps(3)
         found = broker.ask("kill", "--all", "--why", "drill")
         assert [one["agent"] for one in found["sessions"]] == ["demo"]
@@ -306,12 +308,13 @@ def test_the_switch_stops_everything_and_holds_until_it_is_lifted(
     assert orders == ["stop", "resume"]
 
 
+@pytest.mark.parametrize("isolation", ["full", "landlock"])
 def test_a_supervisor_that_is_stopped_does_not_save_its_agent(
-    making: Making, member: Person
+    making: Making, member: Person, isolation: str
 ) -> None:
     broker = making()
     key = broker.add("demo")
-    with at_work(broker, member, key) as (pace, running):
+    with at_work(broker, member, key, isolation=isolation) as (pace, running):
         pace.steps(3)
         running.send_signal(signal.SIGSTOP)
         broker.ask("kill", "demo")
