@@ -24,7 +24,6 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -239,6 +238,7 @@ class Prison:
         for folder in ("home", "state"):
             (base / folder).mkdir()
         self._own(base)
+        user, group, groups = self._identity()
         process = subprocess.Popen(
             [
                 *(self._python, "-m", "safeclaw.daemon.cli", "run", "--isolation", "landlock"),
@@ -254,7 +254,9 @@ class Prison:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             start_new_session=True,
-            **self._identity(),
+            user=user,
+            group=group,
+            extra_groups=groups,
         )
         assert process.stdout is not None
         agent = int(process.stdout.readline())
@@ -286,12 +288,12 @@ class Prison:
                 os.chown(path, entry.pw_uid, entry.pw_gid, follow_symlinks=False)
         (base / "state").chmod(0o700)
 
-    def _identity(self) -> dict[str, Any]:
-        """Return what has subprocess run something as this person."""
+    def _identity(self) -> tuple[int | None, int | None, list[str | int] | None]:
+        """Return user, group and further groups with which subprocess runs as this person."""
         entry = pwd.getpwnam(self.name)
         if os.geteuid() == entry.pw_uid:
-            return {}
-        return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+            return None, None, None
+        return entry.pw_uid, entry.pw_gid, []
 
     def _start(
         self, defence: str | None, base: Path, policy: Path, held: int, terminal: bool
@@ -317,8 +319,9 @@ class Prison:
                 command = ["setsid", "--ctty", "--wait", *command]
             if terminal:
                 os.fchown(stdin, pwd.getpwnam(self.name).pw_uid, -1)
+            user, group, groups = self._identity()
             # a session of its own: what kills its group must not reach the tests
-            done: subprocess.CompletedProcess[bytes] = subprocess.run(
+            done = subprocess.run(
                 command,
                 cwd=workspace,
                 env={
@@ -332,7 +335,9 @@ class Prison:
                 start_new_session=True,
                 timeout=110,
                 check=False,
-                **self._identity(),
+                user=user,
+                group=group,
+                extra_groups=groups,
             )
         if not any(workspace.glob("*/out")):
             raise AssertionError(done.stderr.decode(errors="replace"))
