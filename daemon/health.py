@@ -13,6 +13,7 @@ from collections.abc import Iterable
 import msgspec
 
 from safeclaw.daemon.alerts import Alert, Alerts, Tally
+from safeclaw.daemon.changes import Event
 from safeclaw.daemon.forwarding import Forwarding
 from safeclaw.daemon.journal.journal import Journal
 from safeclaw.daemon.journal.keys import read_keyring
@@ -140,6 +141,10 @@ class Health:
                     target=entry.target,
                 )
             )
+        detail = entry.detail or {}
+        if entry.type is RecordType.POLICY_LOAD and detail.get("event") == Event.PENDING.value:
+            waits = f"{detail.get('ref')} {detail.get('proposed')}"
+            self.alerts.raised(Alert("policy", f"a policy waits for two people: {waits}"))
 
     def faulted(self, reason: str) -> None:
         """Take in that nothing is allowed any more."""

@@ -77,6 +77,8 @@ class InForce:
         self._found: dict[str, Found] = {}
         self._problems: dict[str, str] = {}
         self._news: list[Change] = []
+        #: Changes whenever :meth:`watched` may.
+        self.turn = 0
 
     # ---- on file
 
@@ -104,13 +106,14 @@ class InForce:
         """
         file = OnFile(self.rule, tuple(self._states[ref] for ref in sorted(self._states)))
         try:
-            statefile.write(self._path, file)
+            statefile.write(self._path, file, 0o640)
         except BrokerError as problem:
             os.write(2, f"safeclawd: {problem.message}\n".encode())
 
     def news(self) -> list[Change]:
         """Return, once, what has happened."""
         news, self._news = self._news, []
+        self.turn += bool(news)
         return news
 
     # ---- what there is
@@ -134,8 +137,9 @@ class InForce:
         return found
 
     def watched(self) -> set[str]:
-        """Return the directories in which a change can change a policy in force."""
-        places = {os.path.dirname(path) for one in self._found.values() for path in one.files}
+        """Return the directories in which a change can change what is in force, or waits."""
+        files = {path for one in self.states for each in one.live for path in each.files}
+        places = {os.path.dirname(os.path.realpath(path)) for path in files}
         return {*places, str(self._directory)}
 
     def hashes(self) -> dict[str, str]:

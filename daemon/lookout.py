@@ -30,6 +30,7 @@ class Lookout:
         self._told_now: list[Session] = []
         self._told_next: list[Session] = []
         self._watch: PolicyWatch | None = None
+        self._turn = 0
 
     def look(self, session: Session | None = None) -> None:
         """Read the policies again; :meth:`tick` takes in what that finds, and for whom.
@@ -63,9 +64,12 @@ class Lookout:
             self._authority.changed()
             told += self._told_now
             self._told_now = []
-            if self._watch is not None:
-                self._watch.update(self._authority.policies.watched())
             if self._again:
+                self.look()
+        policies = self._authority.policies
+        if self._watch is not None and self._turn != policies.turn:
+            self._turn = policies.turn
+            if self._watch.update(policies.watched()):
                 self.look()
         return told
 

@@ -71,6 +71,8 @@ def text(now: Snapshot) -> str:
     out.family("policy", "info", "The policies in force for registered agents.")
     for ref, sha256 in sorted(now.policies.items()):
         out.sample("policy_info", 1, policy=ref, sha256=sha256)
+    waiting = len(now.policies_waiting)
+    out.gauge("policies_waiting", waiting, "Policies that wait for two people.")
     out.counter("alerts", now.alerts.raised, "Alerts raised, those that were held included.")
     out.counter("hooks_failed", now.alerts.failed, "Hooks that could not be started, or failed.")
     return out.end()

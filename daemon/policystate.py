@@ -41,9 +41,14 @@ class PolicyState(msgspec.Struct, frozen=True):
     @property
     def versions(self) -> tuple[Version, ...]:
         """Every version that is known."""
+        return (*self.live, *self.earlier)
+
+    @property
+    def live(self) -> tuple[Version, ...]:
+        """What is in force, and what waits."""
         waits = () if self.pending is None else (self.pending.version,)
         now = () if self.current is None else (self.current,)
-        return (*now, *waits, *self.earlier)
+        return (*now, *waits)
 
     @property
     def sha256(self) -> str:

@@ -39,8 +39,12 @@ class PolicyWatch:
         number: int = self._manager.get_fd()
         return number
 
-    def update(self, directories: set[str]) -> None:
-        """Watch these directories and no others; one that is not there is left out."""
+    def update(self, directories: set[str]) -> bool:
+        """Watch these directories and no others; one that is not there is left out.
+
+        Return whether one was not watched before: what has happened there was not seen.
+        """
+        before = len(self._watched.keys() & directories)
         for path in self._watched.keys() - directories:
             with contextlib.suppress(pyinotify.WatchManagerError):
                 self._manager.rm_watch(self._watched.pop(path))
@@ -48,6 +52,7 @@ class PolicyWatch:
             found: dict[str, int] = self._manager.add_watch(path, _MASK, quiet=True)
             if found.get(path, -1) >= 0:
                 self._watched[path] = found[path]
+        return len(self._watched) > before
 
     def changed(self) -> bool:
         """Take in what has happened; return whether anything did."""

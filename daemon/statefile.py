@@ -38,9 +38,9 @@ def read(path: Path, kind: type[Value], empty: Value) -> Value:
         ) from problem
 
 
-def write(path: Path, value: object) -> None:
+def write(path: Path, value: object, mode: int = 0o600) -> None:
     """Replace a file by a value; when this returns, the new one is on disk.  BrokerError."""
-    replace(path, msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n")
+    replace(path, msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n", mode)
 
 
 def replace(path: Path, data: bytes, mode: int = 0o600) -> None:

@@ -5,6 +5,7 @@ Asks git(1), which only reads, with everything off that a repository's configura
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from collections.abc import Iterator
@@ -17,7 +18,10 @@ from safeclaw.policies.source import PRESETS
 
 
 class Origin(msgspec.Struct, frozen=True):
-    """Where the bytes of a policy hash were found; ``kind`` is git, file, shipped or unknown."""
+    """Where the bytes of a policy hash were found.
+
+    ``kind`` is git, file, kept (by the broker), shipped or unknown.
+    """
 
     sha256: str
     kind: str
@@ -28,13 +32,22 @@ class Origin(msgspec.Struct, frozen=True):
     subject: str = ""
 
 
-def origins(hashes: list[str], repository: Path | None) -> tuple[list[Origin], dict[str, bytes]]:
-    """Return where each hash comes from, and the bytes of those that were found."""
+def origins(
+    hashes: list[str], repository: Path | None, kept: Path | None = None
+) -> tuple[list[Origin], dict[str, bytes]]:
+    """Return where each hash comes from, and the bytes of those that were found.
+
+    ``kept`` is the directory in which a broker keeps the texts of what was in force.
+    """
     wanted, found = set(hashes), dict[str, Origin]()
     content: dict[str, bytes] = {}
     for path in sorted(PRESETS.rglob("*.yaml")):
         _take(path.read_bytes(), Origin("", "shipped", str(path.relative_to(PRESETS))),
               wanted, found, content)  # fmt: skip
+    if kept is not None:
+        for path in (kept / f"{digest}.yaml" for digest in hashes):
+            with contextlib.suppress(OSError):
+                _take(path.read_bytes(), Origin("", "kept", path.name), wanted, found, content)
     if repository is not None:
         for path in sorted((repository / ".safeclaw").glob("**/*.yaml")):
             if path.is_file():

@@ -129,7 +129,8 @@ def _build(
         on_step("no records in this period: widen --since and --until")
     on_step("summing up")
     summary = summarize(chain, query)
-    found, content = history.origins([policy.sha256 for policy in summary.policies], repository)
+    hashes = [policy.sha256 for policy in summary.policies]
+    found, content = history.origins(hashes, repository, state / "policies")
     (place / "policies").mkdir()
     for digest, data in content.items():
         (place / "policies" / f"{digest}.yaml").write_bytes(data)

@@ -347,7 +347,14 @@ def test_a_repositorys_configuration_runs_no_program(repository: Path, tmp_path:
     plumb("log", "--", ".safeclaw")
     assert marker.exists()  # the control: plain git runs it
     marker.unlink()
-    found, content = history.origins([sha256(POLICY).hexdigest()], repository)
+    digest = sha256(POLICY).hexdigest()
+    kept = tmp_path / "policies"
+    kept.mkdir()
+    (kept / f"{digest}.yaml").write_bytes(POLICY + b"# changed\n")
+    assert history.origins([digest], None, kept)[0][0].kind == "unknown"
+    (kept / f"{digest}.yaml").write_bytes(POLICY)
+    assert history.origins([digest], None, kept)[0][0].kind == "kept"
+    found, content = history.origins([digest], repository, kept)
     assert found[0].kind == "git"
     assert list(content.values()) == [POLICY]
     assert "policy: change 0" in history.log_text(repository)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -263,8 +265,30 @@ def test_what_is_extended_is_kept_with_it(ruled: Host) -> None:
     assert ruled.policies.get("demo").policy == before
 
 
+def test_the_commit_of_a_change_is_recorded(host: Host) -> None:
+    def git(*words: str) -> str:
+        who = ("-c", "user.name=x", "-c", "user.email=x@example.com")
+        command = ["git", "-C", str(host.directory), *who, *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init")
+    host.write(WIDE)
+    git("add", "demo.yaml")
+    git("commit", "-m", "wider")
+    commits = [f"{git('rev-parse', 'HEAD')}-dirty", git("rev-parse", "HEAD")]
+    for text in (OTHER, WIDE):
+        host.write(text)
+        host.policies.accept(host.policies.look())
+        (change,) = host.news()
+        assert change.commit == commits.pop(0)
+
+
 def test_what_is_on_file_can_be_read_by_a_person(ruled: Host) -> None:
     ruled.change(WIDE)
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in (ruled.state / "in-force.json", *(ruled.state / "policies").iterdir()):
+        assert file.stat().st_mode & 0o777 == 0o640 & ~mask, file
     (one,) = json.loads((ruled.state / "in-force.json").read_text())["policies"]
     assert (one["ref"], one["pending"]["version"]["name"]) == (
         "demo",
