@@ -6,7 +6,6 @@ where something is missing, what a person can do about it.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import enum
 import errno
@@ -24,6 +23,7 @@ from pathlib import Path
 
 import msgspec
 
+from safeclaw.sandbox import cgroup as groups
 from safeclaw.sandbox import landlock, linux, walls
 
 
@@ -322,27 +322,12 @@ def exec_stop() -> Finding:
 
 def cgroup() -> Finding:
     """Look for a cgroup v2 of one's own, with the controllers that limits need."""
-    hint = "start it in a delegated scope: systemd-run --user --scope -p Delegate=yes safeclaw run"
-    own = None
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
-            if line.startswith("0::"):
-                own = line[3:]
-    if own is None:
-        return Finding("cgroup", State.WEAKER, "no cgroup v2; rlimits only", hint)
-    for root in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified"):
-        place = Path(root + own)
-        if not (place / "cgroup.controllers").exists():
-            continue
-        controllers = (place / "cgroup.controllers").read_text().split()
-        absent = [name for name in ("cpu", "memory", "pids") if name not in controllers]
-        if absent:
-            found = f"{place} has no controller {', '.join(absent)}; rlimits only"
-            return Finding("cgroup", State.WEAKER, found, hint)
-        if not os.access(place, os.W_OK) or not os.access(place / "cgroup.procs", os.W_OK):
-            return Finding("cgroup", State.WEAKER, f"{place} is not delegated to you", hint)
-        return Finding("cgroup", State.OK, f"{place}: {' '.join(controllers)}")
-    return Finding("cgroup", State.WEAKER, "no cgroup v2 is mounted; rlimits only", hint)
+    try:
+        place = groups.delegated(("cpu", "memory", "pids"))
+    except groups.CgroupError as problem:
+        hint = "start it in a delegated scope: systemd-run --user --scope -p Delegate=yes safeclaw"
+        return Finding("cgroup", State.WEAKER, f"{problem}; rlimits only", hint + " run")
+    return Finding("cgroup", State.OK, f"{place}: cpu memory pids")
 
 
 def disk(state: Path) -> Finding:

@@ -83,10 +83,14 @@ class Rule(msgspec.Struct, frozen=True):
 
 
 class Resources(msgspec.Struct, frozen=True):
-    """Limits of the session: bytes, counts and seconds; None leaves the default."""
+    """Limits of the session: bytes, counts, seconds, and for ``cpu`` hundredths of a processor.
+
+    None leaves the default.
+    """
 
     memory: int | None = None
     processes: int | None = None
+    cpu: int | None = None
     cpu_time: int | None = None
     file_size: int | None = None
     open_files: int | None = None

@@ -122,6 +122,14 @@ def duration(value: str) -> int:
     return _bounded(int(found[1]) * _TIMES[found[2]], value)
 
 
+def share(value: str) -> int:
+    """Return hundredths of one processor: ``50%``, ``200%``.  Raises GlobError."""
+    found = re.fullmatch(r"(\d{1,6})%", value)
+    if found is None:
+        raise GlobError(f"'{value}' is no share of a processor; write 50%, or 200% for two of them")
+    return _bounded(int(found[1]), value)
+
+
 def count(value: str) -> int:
     """Return a positive whole number.  Raises GlobError."""
     if not re.fullmatch(r"\d{1,16}", value):

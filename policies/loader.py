@@ -58,6 +58,7 @@ KNOWN_ACTIONS = (
 RESOURCES: dict[str, Callable[[str], int]] = {
     "memory": fields.size,
     "processes": fields.count,
+    "cpu": fields.share,
     "cpu_time": fields.duration,
     "file_size": fields.size,
     "open_files": fields.count,

@@ -80,7 +80,8 @@ def _top(key: str) -> Json:
             return _enum(Assurance)
         case "resources":
             value: Json = {"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 1}]}
-            return _object(dict.fromkeys(loader.RESOURCES, value))
+            share: Json = {"type": "string", "pattern": "^[0-9]{1,6}%$"}
+            return _object(dict.fromkeys(loader.RESOURCES, value) | {"cpu": share})
         case "environment":
             name = {"type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9_]*\\*?$"}
             return _object(

@@ -9,7 +9,6 @@ delegated one, the supervisor among them, are moved to a leaf beside the session
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import select
 
@@ -44,8 +43,25 @@ def delegated(controllers: tuple[str, ...]) -> str:
         for name in (".", "cgroup.procs", "cgroup.subtree_control"):
             if not os.access(os.path.join(place, name), os.W_OK):
                 raise CgroupError(f"{place} is not delegated to you")
+        if os.geteuid() == 0 and not _is_delegated(place):
+            raise CgroupError(f"{place} is systemd's own, without Delegate=yes")
         return place
     raise CgroupError("no cgroup v2 is mounted")
+
+
+def _is_delegated(place: str) -> bool:
+    """Whether a cgroup that root could change is root's to change.
+
+    Where systemd runs, it alone writes in what it has not handed over, and it marks what it has
+    (https://systemd.io/CGROUP_DELEGATION/).
+    """
+    if not os.path.isdir("/run/systemd/system"):
+        return True
+    for name in ("trusted.delegate", "user.delegate"):
+        with contextlib.suppress(OSError):
+            if os.getxattr(place, name) == b"1":
+                return True
+    return False
 
 
 def _read(place: str, name: str) -> str:
@@ -123,15 +139,17 @@ def _hand_down(place: str, controllers: tuple[str, ...]) -> None:
     wanted = " ".join(f"+{name}" for name in controllers)
     if not wanted or set(controllers) <= set(_read(place, "cgroup.subtree_control").split()):
         return
-    try:
-        _write(place, "cgroup.subtree_control", wanted)
-    except OSError as problem:
-        if problem.errno != errno.EBUSY:
-            raise
+    # Only the root of all has no type, and may have processes beside its children.  Elsewhere
+    # the processes go first: the kernel would give ``cpu`` and ``pids`` to the children all the
+    # same, and make these parts of a threaded cgroup, which no process can enter (EOPNOTSUPP).
+    if os.path.exists(os.path.join(place, "cgroup.type")):
         leaf = os.path.join(place, _LEAF)
         with contextlib.suppress(FileExistsError):
             os.mkdir(leaf)
-        for pid in _read(place, "cgroup.procs").split():
-            with contextlib.suppress(ProcessLookupError):
-                _write(leaf, "cgroup.procs", pid)
-        _write(place, "cgroup.subtree_control", wanted)
+        while processes := _read(place, "cgroup.procs").split():
+            if "0" in processes:
+                raise CgroupError(f"{place} holds processes that cannot be seen from here")
+            for pid in processes:
+                with contextlib.suppress(ProcessLookupError):
+                    _write(leaf, "cgroup.procs", pid)
+    _write(place, "cgroup.subtree_control", wanted)

@@ -2,7 +2,7 @@
 
 Limits of one process or file (``file_size``, ``open_files``, and ``cpu_time`` of
 each process) are rlimits.  Limits of the session as a whole (``memory``,
-``processes``, ``cpu_time``) need a cgroup; ``wall_time`` is the supervisor's own.
+``processes``, ``cpu``, ``cpu_time``) need a cgroup; ``wall_time`` is the supervisor's own.
 What cannot be held is an error, unless the run was asked to go without.
 """
 
@@ -26,6 +26,8 @@ from safeclaw.sandbox.spec import Degraded, Isolation, LaunchSpec
 
 #: Seconds between SIGXCPU, which a program may handle, and SIGKILL.
 _CPU_GRACE = 2
+#: Microseconds in which a share of the processor is given out, as cpu.max has it by itself.
+_CPU_PERIOD = 100_000
 _SIGXCPU, _SIGXFSZ = 24, 25
 _HINT = (
     "run it in a delegated cgroup: systemd-run --user --scope -p Delegate=yes safeclaw run …; "
@@ -72,6 +74,12 @@ def plan(spec: LaunchSpec, *, group: bool, root: bool) -> Plan:
             said.append(
                 f"processes: {wanted.processes} beyond those that the user has at the start"
             )
+    if wanted.cpu is not None:
+        if group:
+            values["cpu.max"] = f"{wanted.cpu * _CPU_PERIOD // 100} {_CPU_PERIOD}"
+            said.append(f"cpu: {wanted.cpu}% of a processor, cgroup cpu.max")
+        else:
+            said.append("cpu: not held, there is no rlimit for it")
     if wanted.cpu_time is not None:
         rlimits.append((resource.RLIMIT_CPU, wanted.cpu_time))
         whole = "of the session, cpu.stat, and " if group else ""
@@ -93,6 +101,7 @@ def needs_group(spec: LaunchSpec, *, root: bool) -> bool:
     counted = spec.isolation is Isolation.FULL and not root
     return (
         wanted.memory is not None
+        or wanted.cpu is not None
         or wanted.cpu_time is not None
         or (wanted.processes is not None and not counted)
     )
@@ -128,12 +137,13 @@ def prepare(spec: LaunchSpec) -> Limits:
     """Make what holds the limits of a session.  Raises WallError."""
     root = os.geteuid() == 0
     group = None
-    if needs_group(spec, root=root):
-        whole = plan(spec, group=True, root=root)
+    whole = plan(spec, group=True, root=root)
+    if whole.values or whole.wants_group:
         try:
             group = cgroup.Group.make(whole.values)
         except (cgroup.CgroupError, OSError) as problem:
-            if Degraded.CGROUP not in spec.degraded:
+            # of one's own user namespace the processes are counted without one
+            if whole.wants_group and Degraded.CGROUP not in spec.degraded:
                 raise WallError(
                     f"the policy's resources need a cgroup of the session's own: {problem}",
                     hint=_HINT,
@@ -234,6 +244,8 @@ class Limits:
              f"the session has used its {wanted.memory} bytes: the kernel killed a process"),
             ("processes", "pids.events", "max",
              f"the session has {wanted.processes} processes: a further one was refused"),
+            ("cpu", "cpu.stat", "nr_throttled",
+             f"the session has used its {wanted.cpu}% of a processor: it was held back"),
         ):  # fmt: skip
             if getattr(wanted, limit) is None:
                 continue

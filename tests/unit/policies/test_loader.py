@@ -29,7 +29,8 @@ def test_a_policy_is_read_with_lines_and_ids() -> None:
         + "  - action: [network.connect, network.send]\n"
         + "    host: [example.org, 192.0.2.0/24]\n    port: [443, 8000-8099]\n"
         + "    protocol: tcp\n    effect: require_approval\n    reason: why\n"
-        + "mode: observe\nruntime: none\nresources: {memory: 2G, wall_time: 1h, processes: 9}\n"
+        + "mode: observe\nruntime: none\n"
+        + "resources: {memory: 2G, wall_time: 1h, processes: 9, cpu: 150%}\n"
         + "environment: {pass: [LANG, LC_*], set: {A: b}}\n",
         name="/x/team.yaml",
     )
@@ -39,6 +40,7 @@ def test_a_policy_is_read_with_lines_and_ids() -> None:
     assert (second.id, second.line, second.effect) == ("team:2", 4, Effect.ASK)
     assert second.ports == (PortRange(443, 443), PortRange(8000, 8099))
     assert (policy.resources.memory, policy.resources.wall_time) == (2 << 30, 3600)
+    assert policy.resources.cpu == 150
     assert policy.environment.assign == (("A", "b"),)
 
 
@@ -89,6 +91,7 @@ def test_a_policy_survives_a_lease() -> None:
         (HEAD + RULE + "mode: off\n", "4:7", "unknown value"),
         (HEAD + RULE + "description: [x]\n", "4:14", "must be text"),
         (HEAD + RULE + "resources: {memory: lots}\n", "4:21", "512M"),
+        (HEAD + RULE + "resources: {cpu: 2}\n", "4:18", "200%"),
         (HEAD + RULE + "environment: {pass: 'A=B'}\n", "4:21", "variable"),
         (HEAD + RULE + "# \x1b\n", "4:3", "U+001B"),
     ],
