@@ -56,9 +56,13 @@ def _mirror() -> list[str]:
     return []
 
 
-def base_tree() -> Path:
-    """Return a Debian tree, made with debootstrap the first time; one maker at a time."""
-    key = "-".join((SUITE, *sorted(PACKAGES)))
+def base_tree(*more: str) -> Path:
+    """Return a Debian tree, made with debootstrap the first time; one maker at a time.
+
+    ``more`` are further packages.
+    """
+    packages = (*PACKAGES, *more)
+    key = "-".join((SUITE, *sorted(packages)))
     import hashlib
 
     place = cache() / f"{SUITE}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
@@ -70,7 +74,7 @@ def base_tree() -> Path:
             command = [
                 "debootstrap",
                 "--variant=minbase",
-                f"--include={','.join(PACKAGES)}",
+                f"--include={','.join(packages)}",
                 SUITE,
                 str(new),
                 *_mirror(),

@@ -181,7 +181,7 @@ def needed_to_run(name: str, found: dict[str, Distribution]) -> dict[str, Distri
     return found
 
 
-def _copy(package: Distribution, destination: Path) -> None:
+def copy_package(package: Distribution, destination: Path) -> None:
     """Copy what a distribution installed, but for its scripts."""
     for file in package.files or ():
         source = Path(str(file.locate()))
@@ -207,7 +207,7 @@ def shared_tree(
     for single in ("__init__.py", "errors.py"):
         shutil.copy(ROOT / "src" / "safeclaw" / single, tree / "safeclaw" / single)
     for package in needed_to_run("safeclaw", {}).values():
-        _copy(package, tree / "site")
+        copy_package(package, tree / "site")
     subprocess.run(["chmod", "-R", "a+rX", str(tree)], check=True)
     yield tree
     shutil.rmtree(tree)
