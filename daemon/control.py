@@ -125,7 +125,7 @@ class PendingPolicies(_Request, frozen=True, tag="policy-pending"):
 
 
 class ApprovePolicy(_Request, frozen=True, tag="policy-approve"):
-    """Say yes to a policy that waits; ``sha256`` may be its first 12 digits."""
+    """Say yes to a policy that waits, by its whole hash."""
 
     policy: str
     sha256: str

@@ -188,7 +188,7 @@ class InForce:
             )
         raise BrokerError(
             f"the policy {ref} was never in force, and waits for two people",
-            hint=f"safeclaw policy approve {ref} {state.pending.version.sha256[:12]}",
+            hint=f"safeclaw policy approve {ref} {state.pending.version.sha256}",
         )
 
     # ---- reading again
@@ -268,14 +268,19 @@ class InForce:
     # ---- two people
 
     def pending(self, ref: str, sha256: str) -> tuple[PolicyState, Pending]:
-        """Return what waits under a reference and a hash, or its first 12 digits.  BrokerError."""
+        """Return what waits under a reference and a hash.  BrokerError.
+
+        SAFETY: the whole hash.  Who writes the file finds two texts whose hashes begin alike in
+        a minute (12 digits: 2**24 tries), and could have the one shown and the other approved.
+        """
         state = self.state(ref)
         pending = state.pending
         hint = "safeclaw policy pending"
         if pending is None:
             raise BrokerError(f"{ref}: nothing waits for anybody", hint=hint)
-        if len(sha256) < 12 or not pending.version.sha256.startswith(sha256):
-            raise BrokerError(f"{ref}: it is not {sha256} that waits", hint=hint)
+        if sha256 != pending.version.sha256:
+            whole = "" if len(sha256) == 64 else "; all 64 digits are needed"
+            raise BrokerError(f"{ref}: it is not {sha256} that waits{whole}", hint=hint)
         if pending.refused is not None:
             who = user_name(pending.refused.uid)
             raise BrokerError(

@@ -107,11 +107,15 @@ class Access:
         return self._groups is not None
 
     def roles(self, peer: Peer) -> frozenset[Role]:
-        """Return what the peer may do; groups are looked up anew each time."""
+        """Return what the peer may do; users and groups are looked up anew each time."""
         if self._groups is None:
             return frozenset(Role) if peer.uid in (self._owner, 0) else frozenset[Role]()
         if peer.uid == 0:
             return frozenset(Role)
+        # SAFETY: whoever has subordinate uids (subuid(5)) can take 65536 of them, and keeps their
+        # groups: they would be as many administrators, and as many users, each with a share.
+        if not _known(peer.uid):
+            return frozenset()
         found = set[Role]()
         if self._member(peer, self._groups.admin):
             found |= {Role.RUN, Role.ADMIN, Role.AUDIT}
@@ -128,6 +132,16 @@ class Access:
         except KeyError:
             return False  # SAFETY: a group that is not there has no members
         return number == peer.gid or number in peer.groups
+
+
+def _known(uid: int) -> bool:
+    import pwd
+
+    try:
+        pwd.getpwuid(uid)
+    except KeyError:
+        return False
+    return True
 
 
 def user_name(uid: int) -> str:

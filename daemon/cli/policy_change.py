@@ -87,7 +87,7 @@ def _text(found: client.Client, sha256: str) -> bytes:
 @click.command(
     name="approve",
     help="Say yes to a policy that waits; with the second person's yes it is in force.\n\n"
-    "SHA256 is what 'policy pending' shows, or its first 12 digits.",
+    "SHA256 is what 'policy pending' shows, all of it.",
 )
 @click.argument("policy")
 @click.argument("sha256")
@@ -168,7 +168,7 @@ def rollback_command(name: str, to: str, why: str, broker: str, as_json: bool) -
         click.echo(f"{printable(ref)}: {plan['from'][:12]} -> {plan['to'][:12]}, in force")
     else:
         click.echo(f"{printable(ref)}: written, but waits for two people: it may be wider")
-        click.echo(f"hint: safeclaw policy approve {ref} {plan['to'][:12]}", err=True)
+        click.echo(f"hint: safeclaw policy approve {ref} {plan['to']}", err=True)
     return 0 if there else 1
 
 

@@ -26,15 +26,15 @@ rules:
   - {action: shell.execute, command: "/usr/** *", effect: allow}
   - {action: network, effect: allow}
 """
-#: Groups that every Debian has and nobody is in, and users that are nobody.
+#: Groups that every Debian has and nobody is in, and users that nobody is.
 _GROUPS: Final = {"run": "games", "admin": "news", "audit": "uucp"}
 _GIDS: Final = {"games": 60, "news": 9, "uucp": 10}
 _WHO: Final[dict[str, tuple[int, list[int]]]] = {
     "root": (0, [0]),
-    "safeclaw-admin": (64001, [_GIDS["news"]]),
-    "safeclaw-audit": (64002, [_GIDS["uucp"]]),
-    "safeclaw": (64003, [_GIDS["games"]]),
-    "others": (64004, []),
+    "safeclaw-admin": (1, [_GIDS["news"]]),
+    "safeclaw-audit": (2, [_GIDS["uucp"]]),
+    "safeclaw": (3, [_GIDS["games"]]),
+    "others": (4, []),
 }
 #: Nothing here is there, but for what is asked about: permitted is what gets as far as that.
 _REQUESTS: Final[dict[str, control.Request]] = {

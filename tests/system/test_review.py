@@ -20,8 +20,8 @@ rules:
   - {action: [file.read, file.write], path: "**", effect: allow}
   - {action: shell.execute, command: "/usr/** *", effect: allow}
 """
-#: The group of auditors here, which every Debian has and nobody is in, and somebody.
-_UUCP, AUDITOR = 10, 64002
+#: The group of auditors here, and somebody, whom every Debian has and nobody is.
+_UUCP, AUDITOR = 10, 2
 
 
 @pytest.fixture(name="making")

@@ -1,0 +1,147 @@
+"""One administrator who wants to be two, against a real daemon with the two-person rule.
+
+Each attack is mounted for real: by users the kernel vouches for, with texts whose hashes were
+searched for.  What would have worked without the defence is shown beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from safeclaw.daemon import control
+from safeclaw.daemon.client import Client
+from safeclaw.daemon.peer import peer_of
+from safeclaw.errors import BrokerError
+from safeclaw.sandbox import linux
+from tests.system.system_broker import Making, brokers, group_of
+from tests.system.test_policy_change import ANN, BOB, DEMO, WIDE, as_admin, in_force, ruled
+
+#: The group of administrators in these tests, and a uid of the kind that subuid(5) hands out.
+_NEWS, SUBORDINATE = 9, 3_000_000_000
+#: Two policies whose hashes begin with the same 12 digits: 2**24 tries each, under a minute.
+HARMLESS = """\
+version: "1.0"
+rules:
+  - {action: file.write, path: "later/**", effect: deny}
+  - {action: [file.read, file.write], path: "**", effect: allow}
+  - {action: shell.execute, command: "/usr/** *", effect: allow}
+  - {action: network.connect, host: docs.example.org, effect: allow}
+# 14245980
+"""
+EVERYTHING = """\
+version: "1.0"
+rules:
+  - {action: "*", effect: allow}
+# 06465919
+"""
+
+
+@pytest.fixture(name="making")
+def _making(ordinary_user: str) -> Iterator[Making]:
+    with brokers(group_of(ordinary_user), DEMO) as make:
+        yield make
+
+
+def as_subordinate(owner: int, uid: int, work: Callable[[], Any]) -> Any:
+    """Do something as an administrator who takes one of her subordinate uids.
+
+    She makes a user namespace, newuidmap(1) maps what /etc/subuid gives her, she changes to
+    it: and nothing of that takes a group from her.
+    """
+    made, ready = os.pipe()
+    mapped, go = os.pipe()
+    answer, said = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups([_NEWS])
+            os.setresgid(65534, 65534, 65534)
+            os.setresuid(owner, owner, owner)
+            linux.unshare(linux.CLONE_NEWUSER)
+            os.write(ready, b"x")
+            os.read(mapped, 1)
+            os.setresuid(1, 1, 1)
+            os.write(said, repr(work()).encode())
+        finally:
+            os._exit(0)
+    os.close(said)
+    os.close(ready)
+    os.read(made, 1)
+    Path(f"/proc/{child}/uid_map").write_text(f"0 {owner} 1\n1 {uid} 1\n")
+    os.write(go, b"x")
+    with open(answer, "rb") as stream:
+        text = stream.read().decode()
+    os.waitpid(child, 0)
+    for descriptor in (made, mapped, go):
+        os.close(descriptor)
+    return text
+
+
+def test_one_administrator_is_not_as_many_as_she_has_subordinate_uids(
+    making: Making, ordinary_user: str
+) -> None:
+    broker = ruled(making, ordinary_user)
+    before = in_force(broker)
+    broker.policy("demo", WIDE)
+    waiting = broker.reload()["pending"]["demo"]
+    yes = ("policy", "approve", "demo", waiting)
+    assert as_admin(broker, ANN, *yes) == 0
+
+    def again() -> str:
+        client = Client.at(broker.socket)
+        try:
+            return str(client.ask(control.ApprovePolicy("demo", waiting)))
+        except BrokerError as problem:
+            return problem.message
+        finally:
+            client.finish()
+
+    # To the kernel she is another user, and in the group still.
+    ours = str(broker.base / "run" / "ours.sock")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(ours)
+        os.chmod(ours, 0o666)
+        listener.listen()
+
+        def show() -> None:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+                sock.connect(ours)
+
+        as_subordinate(ANN, SUBORDINATE, show)
+        with listener.accept()[0] as accepted:
+            peer = peer_of(accepted)
+    assert (peer.uid, _NEWS in peer.groups) == (SUBORDINATE, True)
+    assert "not permitted" in as_subordinate(ANN, SUBORDINATE, again)
+    assert in_force(broker) == before
+    # The same from a process of a user of this system's is the second yes.
+    assert as_admin(broker, BOB, *yes) == 0
+    assert in_force(broker) == waiting
+
+
+def test_a_yes_is_for_the_text_that_was_shown_not_for_one_that_begins_alike(
+    making: Making, ordinary_user: str
+) -> None:
+    shown, swapped = (hashlib.sha256(text.encode()).hexdigest() for text in (HARMLESS, EVERYTHING))
+    assert shown != swapped
+    assert shown[:12] == swapped[:12]
+    broker = ruled(making, ordinary_user)
+    before = in_force(broker)
+    broker.policy("demo", HARMLESS)
+    assert broker.reload()["pending"]["demo"] == shown
+    # Bob has looked at what waits; Ann puts the other in its place, and says yes to that.
+    broker.policy("demo", EVERYTHING)
+    assert broker.reload()["pending"]["demo"] == swapped
+    assert as_admin(broker, ANN, "policy", "approve", "demo", swapped) == 0
+    assert as_admin(broker, BOB, "policy", "approve", "demo", shown[:12]) == 125
+    assert as_admin(broker, BOB, "policy", "approve", "demo", shown) == 125
+    assert in_force(broker) == before
+    # Nothing but the digits stood between.
+    assert as_admin(broker, BOB, "policy", "approve", "demo", swapped) == 0
+    assert in_force(broker) == swapped
