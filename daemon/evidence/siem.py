@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Final
+from ipaddress import ip_address
+from typing import Final, cast
 
 from safeclaw.daemon.evidence.selection import Found
 from safeclaw.daemon.journal.record import Record, RecordType
@@ -48,7 +49,13 @@ def _text(target: Mapping[str, object], key: str) -> str | None:
 
 # ---- Elastic Common Schema
 
+#: What an action is about; what no part of ECS knows, an intent, is a call of a tool's.
 _ECS_CATEGORY: Final = {"file": "file", "shell": "process", "network": "network"}
+_ECS_INTENT: Final = "api"
+#: ECS expects ``allowed`` and ``denied`` of these; what decides on files and programs is an
+#: intrusion prevention system to it, too.
+_ECS_DECIDES: Final = {"network", _ECS_INTENT}
+_ECS_GUARD: Final = "intrusion_detection"
 _ECS_TYPE: Final = {
     "file.read": "access",
     "file.write.create": "creation",
@@ -59,24 +66,69 @@ _ECS_TYPE: Final = {
     "network.bind": "connection",
     "network.send": "connection",
 }
+#: Of records that are no decisions: category and type, where ECS has them.
+_ECS_RECORD: Final = {
+    RecordType.SESSION_START: ("session", "start"),
+    RecordType.SESSION_END: ("session", "end"),
+    RecordType.POLICY_LOAD: ("configuration", "change"),
+    RecordType.KEY_CHANGE: ("configuration", "change"),
+    RecordType.PRUNE: ("configuration", "deletion"),
+    RecordType.AGENT_CHANGE: ("iam", "change"),
+    RecordType.APPROVAL: ("iam", "info"),
+    RecordType.KILL: ("process", "end"),
+    RecordType.VIOLATION: (_ECS_GUARD, "info"),
+    RecordType.LIMIT: (_ECS_GUARD, "info"),
+}
+
+
+def _ecs_kinds(record: Record) -> tuple[list[str], list[str]]:
+    """Return ``event.category`` and ``event.type``: only such as ECS expects together."""
+    if record.decision is None:
+        category, kind = _ECS_RECORD.get(record.type, (None, "info"))
+        return [category] if category else [], [kind]
+    action = record.action or ""
+    category = _ECS_CATEGORY.get(action.partition(".")[0], _ECS_INTENT)
+    types = [kind for start, kind in _ECS_TYPE.items() if action.startswith(start)][:1]
+    decided = "allowed" if record.decision == "allow" else "denied"
+    guard = [] if category in _ECS_DECIDES else [_ECS_GUARD]
+    return [category, *guard], [*(types or ["info"]), decided]
+
+
+def _ecs_process(record: Record) -> dict[str, object]:
+    """Return who attempted; where a program starts, that program, and who starts it."""
+    _, pid, exe = _subject(record)
+    target = record.target or {}
+    program = _text(target, "program")
+    if program is None:
+        return _without_none({"pid": pid, "executable": exe})
+    argv = target.get("argv")
+    value: dict[str, object] = {"executable": program, "name": program.rpartition("/")[2]}
+    if isinstance(argv, list | tuple):
+        value["args"] = list(cast("list[object]", argv))
+    parent = _without_none({"pid": pid, "executable": exe})
+    return {**value, "parent": parent} if parent else value
+
+
+def _ip(address: str) -> str | None:
+    """Return an address, but no pseudonym: a field of type ip takes nothing else."""
+    try:
+        return str(ip_address(address))
+    except ValueError:
+        return None
 
 
 def ecs(found: Found) -> dict[str, object]:
     """Return a record as an ECS document; what has no field there is under ``safeclaw``."""
     record = found.record
-    uid, pid, exe = _subject(record)
+    uid, _, _ = _subject(record)
     target = record.target or {}
-    action = record.action or ""
-    types = [kind for start, kind in _ECS_TYPE.items() if action.startswith(start)][:1]
-    if record.decision is not None:
-        types.append("allowed" if record.decision == "allow" else "denied")
-    category = _ECS_CATEGORY.get(action.partition(".")[0])
+    category, types = _ecs_kinds(record)
     event: dict[str, object] = {
         "kind": "alert" if record.type is RecordType.VIOLATION else "event",
-        "category": [category] if category else ["configuration"],
-        "type": types or ["info"],
+        "category": category or None,
+        "type": types,
         "action": record.action or str(record.type),
-        "outcome": {"allow": "success", "deny": "failure"}.get(record.decision or "", "unknown"),
+        "outcome": {"allow": "success", "deny": "failure"}.get(record.decision or ""),
         "sequence": record.seq,
         "id": found.leaf.hex(),
         "provider": "safeclaw",
@@ -102,20 +154,27 @@ def ecs(found: Found) -> dict[str, object]:
             }
         ),
     }
-    if pid is not None or exe is not None:
-        value["process"] = _without_none({"pid": pid, "executable": exe})
+    process = _ecs_process(record)
+    if process:
+        value["process"] = process
     if uid is not None:
         value["user"] = {"id": str(uid)}
     if record.rule is not None:
-        policy = record.policy.name if record.policy else None
-        value["rule"] = _without_none({"name": record.rule, "ruleset": policy})
+        policy = record.policy
+        value["rule"] = _without_none(
+            {
+                "name": record.rule,
+                "ruleset": policy.name if policy else None,
+                "version": policy.version if policy else None,
+            }
+        )
     path = _text(target, "path")
     if path is not None:
         value["file"] = {"path": path, "name": path.rpartition("/")[2] or "/"}
     address = _text(target, "address")
     if address is not None:
         value["destination"] = _without_none(
-            {"address": address, "ip": address, "port": target.get("port")}
+            {"address": address, "ip": _ip(address), "port": target.get("port")}
         )
     return value
 

@@ -1,7 +1,8 @@
 """What is written for other tools is read by them: by their parsers, or their published schemas.
 
-OCSF 1.3.0's schemas as its server publishes them, OpenTelemetry's own protobuf messages, a
-CEF parser, and NIST's schema of OSCAL.  Each is shown to refuse what is not right, too.
+OCSF 1.3.0's schemas as its server publishes them, the fields and values of ECS 8.11 as Elastic's
+npm package has them, OpenTelemetry's own protobuf messages, a CEF parser, and NIST's schema of
+OSCAL.  Each is shown to refuse what is not right, too.
 """
 
 from __future__ import annotations
@@ -9,9 +10,12 @@ from __future__ import annotations
 import importlib
 import json
 import re
+from collections.abc import Iterator
+from datetime import datetime
 from functools import cache
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -120,6 +124,108 @@ def test_ocsf_events_pass_the_published_schema(state: Path) -> None:
     for wrong in ({**file, "severity_id": "1"}, {**file, "nonsense": 1}, {**file, "time": "now"},
                   {key: value for key, value in file.items() if key != "actor"}):  # fmt: skip
         assert faults(wrong)
+
+
+# ---- Elastic Common Schema
+
+
+@cache
+def elastic() -> dict[str, Any]:
+    """Return what ECS 8.11 has: names with their types, and the values that are allowed."""
+    found: dict[str, Any] = json.loads((Path(__file__).parent / "ecs-8.11.json").read_text())
+    return found
+
+
+def leaves(value: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for name, item in value.items():
+        if isinstance(item, dict):
+            yield from leaves(cast("dict[str, Any]", item), f"{before}{name}.")
+        else:
+            yield before + name, item
+
+
+def is_of(value: object, kind: str) -> bool:
+    """Whether Elasticsearch would take a value for a field of this type."""
+    match kind:
+        case "keyword" | "match_only_text" | "wildcard":
+            return isinstance(value, str)
+        case "long":
+            return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+        case "date":
+            return isinstance(value, str) and datetime.fromisoformat(value).tzinfo is not None
+        case "ip":
+            try:
+                return bool(ip_address(str(value)))
+            except ValueError:
+                return False
+        case _:
+            return False
+
+
+def unlike_ecs(document: dict[str, Any]) -> list[str]:
+    """Return what is wrong with a document; fields of one's own stand under one's own name."""
+    schema = elastic()
+    wrong = [name for name in ("@timestamp", "ecs") if name not in document]
+    own = {key: item for key, item in document.items() if key != "safeclaw"}
+    for name, value in leaves(own):
+        kind = schema["fields"].get(name, "")
+        items = cast("list[object]", value) if isinstance(value, list) else [value]
+        if isinstance(value, list) and not kind.endswith("[]"):
+            wrong.append(f"{name}: a list")
+        if not all(is_of(item, kind.removesuffix("[]")) for item in items):
+            wrong.append(f"{name}: not {kind or 'a field'}")
+        wrong += [
+            f"{name}: {item}"
+            for item in items
+            if name in schema["allowed"] and item not in schema["allowed"][name]
+        ]
+    event = document.get("event", {})
+    categories = event.get("category", [])
+    expected = {kind for one in categories for kind in schema["expected"].get(one, [])}
+    if categories and not set(event["type"]) <= expected:
+        wrong.append(f"{categories} with {event['type']}")
+    return wrong
+
+
+def test_ecs_documents_are_of_the_fields_types_and_values_of_ecs(state: Path) -> None:
+    documents = [json.loads(line) for line in exported(state, "ecs")]
+    there = records(state)
+    assert len(documents) == len(there)
+    for document, record in zip(documents, there, strict=True):
+        assert unlike_ecs(document) == [], document
+        assert document["ecs"]["version"].startswith("8.11.")
+        outcome = {"allow": "success", "deny": "failure", None: None}[record.decision]
+        assert document["event"].get("outcome") == outcome
+    started = [one for one in documents if one["event"]["action"] == "shell.execute"]
+    assert {one["process"]["executable"] for one in started} == {"/usr/bin/git"}
+    assert started[0]["process"]["parent"]["pid"] == 7
+    # What is not right is refused.
+    file = next(one for one in documents if "file" in one)
+    for wrong in (
+        {**file, "nonsense": 1},
+        {**file, "file": {"path": ["/a"]}},
+        {**file, "destination": {"ip": "hmac:00"}},
+        {**file, "event": {**file["event"], "kind": "thing"}},
+        {**file, "event": {**file["event"], "category": ["file"]}},
+        {**file, "event": {**file["event"], "severity": "3"}},
+        {key: value for key, value in file.items() if key != "@timestamp"},
+    ):
+        assert unlike_ecs(wrong), wrong
+
+
+def test_a_pseudonym_is_no_address(tmp_path: Path) -> None:
+    with Journal.open(tmp_path / "journal") as journal:
+        journal.append(
+            Entry(
+                type=RecordType.DECISION,
+                action="network.connect",
+                decision="deny",
+                target={"protocol": "tcp", "address": "hmac:" + "ab" * 32, "port": 443},
+            )
+        )
+    documents = [json.loads(line) for line in exported(tmp_path, "ecs")]
+    assert [unlike_ecs(document) for document in documents] == [[], [], []]
+    assert "ip" not in documents[1]["destination"]
 
 
 # ---- OpenTelemetry
