@@ -25,7 +25,11 @@ def figures(criterion: str, summary: Summary) -> dict[str, int]:
     events = summary.events
     match criterion:
         case "CC6.1":
-            return {"evaluations": summary.evaluations, "denied": summary.denied}
+            return {
+                "evaluations": summary.evaluations,
+                "denied": summary.denied,
+                "let through where only observed": summary.observed,
+            }
         case "CC6.2":
             return {"agent changes": events.get("agent_change", 0), "agents": len(summary.agents)}
         case "CC6.3":

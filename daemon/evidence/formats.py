@@ -16,7 +16,7 @@ import msgspec
 
 from safeclaw.daemon.evidence.selection import Found
 from safeclaw.daemon.evidence.siem import ecs, ocsf, otlp_record, severity
-from safeclaw.daemon.journal.text import safe, summary, target_text
+from safeclaw.daemon.journal.text import let_through, safe, summary, target_text
 
 #: How many records one line of OTLP holds.
 _BATCH: Final = 256
@@ -135,7 +135,7 @@ class Cef(Writer):
         fields: list[tuple[str, object]] = [
             ("rt", siem_time(record.ts)),
             ("externalId", record.seq),
-            ("act", record.decision),
+            ("act", "observe" if let_through(record) else record.decision),
             ("suser", record.agent),
             ("suid", subject.uid if subject else None),
             ("spid", subject.pid if subject else None),

@@ -14,6 +14,9 @@ from pathlib import Path
 
 import msgspec
 
+from safeclaw.daemon.evidence.summary import Force
+from safeclaw.errors import PolicyError
+from safeclaw.policies.loader import load
 from safeclaw.policies.source import PRESETS
 
 
@@ -121,6 +124,34 @@ def _committed(repository: Path) -> Iterator[tuple[Origin, bytes]]:
                     yield Origin("", "git", name, commit, author, date, subject), data
     except (OSError, subprocess.TimeoutExpired):
         return
+
+
+def questions(policies: list[Force], found: list[Origin], content: dict[str, bytes]) -> list[str]:
+    """Return what an auditor would ask about policies, now that their text is known or is not."""
+    said: list[str] = []
+    for policy, origin in zip(policies, found, strict=True):
+        name = f"policy {policy.name} {policy.sha256[:12]}"
+        if origin.kind == "file":
+            said.append(f"{name}: in {origin.path}, and in no commit")
+        elif origin.kind == "unknown":
+            said.append(f"{name}: neither in a commit nor in a file that was given")
+        if policy.sha256 in content and policy.rules is not None and policy.decisions:
+            said += _unused(policy, name, content[policy.sha256])
+    return said
+
+
+def _unused(policy: Force, name: str, content: bytes) -> list[str]:
+    """Return the policy's own rules that decided nothing, in words."""
+    try:
+        rules = load(content, name=policy.name).rules
+    except PolicyError:
+        return []  # it extends others, or was written for another version
+    return [
+        f"{name}: never used: {rule.id}, {rule.effect} {', '.join(rule.actions)}"
+        + (f" ({rule.reason})" if rule.reason else "")
+        for rule in rules
+        if rule.id not in policy.used and not rule.id.startswith("runtime:")
+    ]
 
 
 def log_text(repository: Path | None) -> str:

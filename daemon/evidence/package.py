@@ -131,6 +131,9 @@ def _build(
     summary = summarize(chain, query)
     hashes = [policy.sha256 for policy in summary.policies]
     found, content = history.origins(hashes, repository, state / "policies")
+    summary = msgspec.structs.replace(
+        summary, drift=[*summary.drift, *history.questions(summary.policies, found, content)]
+    )
     (place / "policies").mkdir()
     for digest, data in content.items():
         (place / "policies" / f"{digest}.yaml").write_bytes(data)
@@ -150,6 +153,7 @@ def _build(
             "evaluations": summary.evaluations,
             "allowed": summary.allowed,
             "denied": summary.denied,
+            "observed_and_let_through": summary.observed,
             "sum_of_sequence_numbers": _sum_of_numbers(place / "export.jsonl"),
         },
     }

@@ -23,8 +23,9 @@ def headline(summary: Summary) -> str:
         return "no records in this period"
     return (
         f"{summary.evaluations} evaluations in {summary.sessions} sessions: "
-        f"{summary.allowed} allowed ({1 - summary.deny_ratio:.1%}), "
+        f"{summary.allowed} allowed ({summary.allowed / summary.evaluations:.1%}), "
         f"{summary.denied} denied ({summary.deny_ratio:.1%})"
+        + (f", {summary.observed} only observed and let through" if summary.observed else "")
         if summary.evaluations
         else f"no evaluations, {summary.records} other records"
     )

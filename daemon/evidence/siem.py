@@ -9,7 +9,7 @@ from typing import Final, cast
 
 from safeclaw.daemon.evidence.selection import Found
 from safeclaw.daemon.journal.record import Record, RecordType
-from safeclaw.daemon.journal.text import summary, target_text
+from safeclaw.daemon.journal.text import let_through, summary, target_text
 
 ECS_VERSION: Final = "8.11.0"
 OCSF_VERSION: Final = "1.3.0"
@@ -29,8 +29,13 @@ def severity(record: Record) -> int:
     if record.type in _GRAVE:
         return 4
     if record.decision == "deny":
-        return 3
+        return 2 if let_through(record) else 3
     return 2 if record.type in _NOTABLE else 1
+
+
+def refused(record: Record) -> bool:
+    """Whether an attempt was decided against, and did not happen."""
+    return record.decision == "deny" and not let_through(record)
 
 
 def _without_none(value: Mapping[str, object]) -> dict[str, object]:
@@ -89,7 +94,7 @@ def _ecs_kinds(record: Record) -> tuple[list[str], list[str]]:
     action = record.action or ""
     category = _ECS_CATEGORY.get(action.partition(".")[0], _ECS_INTENT)
     types = [kind for start, kind in _ECS_TYPE.items() if action.startswith(start)][:1]
-    decided = "allowed" if record.decision == "allow" else "denied"
+    decided = "denied" if refused(record) else "allowed"
     guard = [] if category in _ECS_DECIDES else [_ECS_GUARD]
     return [category, *guard], [*(types or ["info"]), decided]
 
@@ -107,6 +112,12 @@ def _ecs_process(record: Record) -> dict[str, object]:
         value["args"] = list(cast("list[object]", argv))
     parent = _without_none({"pid": pid, "executable": exe})
     return {**value, "parent": parent} if parent else value
+
+
+def _outcome(record: Record) -> str | None:
+    if record.decision is None:
+        return None
+    return "failure" if refused(record) else "success"
 
 
 def _ip(address: str) -> str | None:
@@ -128,7 +139,7 @@ def ecs(found: Found) -> dict[str, object]:
         "category": category or None,
         "type": types,
         "action": record.action or str(record.type),
-        "outcome": {"allow": "success", "deny": "failure"}.get(record.decision or ""),
+        "outcome": _outcome(record),
         "sequence": record.seq,
         "id": found.leaf.hex(),
         "provider": "safeclaw",
@@ -148,6 +159,8 @@ def ecs(found: Found) -> dict[str, object]:
                 "session": record.session,
                 "attempt": record.attempt,
                 "agent": record.agent,
+                "decision": record.decision,
+                "enforced_by": record.enforced_by,
                 "fingerprint": record.fingerprint,
                 "policy_sha256": record.policy.sha256 if record.policy else None,
                 "target": target_text(record.target) if record.target else None,
@@ -274,9 +287,11 @@ def _controlled(event: dict[str, object], record: Record) -> None:
     metadata["profiles"] = ["security_control"]
     if record.decision is None:
         return
-    allowed = record.decision == "allow"
+    allowed = not refused(record)
     event["action_id"], event["action"] = (1, "Allowed") if allowed else (2, "Denied")
     event["disposition_id"], event["disposition"] = (1, "Allowed") if allowed else (2, "Blocked")
+    if let_through(record):
+        event["disposition_id"], event["disposition"] = 17, "Logged"
     event["status_id"], event["status"] = (1, "Success") if allowed else (2, "Failure")
     authorization: dict[str, object] = {"decision": record.decision}
     if record.policy is not None:

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections import Counter
 from datetime import timedelta
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import msgspec
 
 from safeclaw.daemon.evidence.selection import Pass, Query
 from safeclaw.daemon.journal.record import Record, RecordType
 from safeclaw.daemon.journal.retention import moment
-from safeclaw.daemon.journal.text import target_text
+from safeclaw.daemon.journal.text import let_through, target_text
 
 TARGETS_MAX: Final = 20_000
 _TOP: Final = 10
@@ -30,6 +30,7 @@ class Share(msgspec.Struct, frozen=True):
     name: str
     allowed: int
     denied: int
+    observed: int = 0
 
 
 class Force(msgspec.Struct, frozen=True):
@@ -43,6 +44,7 @@ class Force(msgspec.Struct, frozen=True):
     decisions: int
     rules: int | None
     rules_used: int
+    used: list[str] = []
 
 
 class Summary(msgspec.Struct, frozen=True):
@@ -56,6 +58,8 @@ class Summary(msgspec.Struct, frozen=True):
     evaluations: int
     allowed: int
     denied: int
+    #: Decided against, and let through all the same: the session was only observed.
+    observed: int
     sessions: int
     top_denied_actions: list[tuple[str, int]]
     top_denied_targets: list[tuple[str, int]]
@@ -99,6 +103,8 @@ class _Tally:
         self.events: Counter[str] = Counter()
         self.policies: dict[str, _Policy] = {}
         self.first = self.last = ""
+        self.observed_sessions = 0
+        self.missing: Counter[str] = Counter()  # layers, by the sessions without them
 
     def take(self, record: Record) -> None:
         self.first = self.first or record.ts
@@ -106,9 +112,13 @@ class _Tally:
         self.events[record.type] += 1
         if record.policy is not None:
             self._policy(record)
+        if record.type is RecordType.SESSION_START:
+            self._started(record.detail or {})
         if record.type is not RecordType.DECISION:
             return
         decision = "allow" if record.decision == "allow" else "deny"
+        if let_through(record):
+            decision = "observe"
         self.decided[decision] += 1
         self.agents[record.agent or "?", decision] += 1
         self.rules[record.rule or "?", decision] += 1
@@ -119,6 +129,14 @@ class _Tally:
             if len(self.denied_targets) > TARGETS_MAX:
                 self.complete = False
                 self.denied_targets = Counter(dict(self.denied_targets.most_common(100)))
+
+    def _started(self, detail: dict[str, object]) -> None:
+        self.observed_sessions += detail.get("observe") is True
+        walls = detail.get("walls")
+        if isinstance(walls, dict):
+            missing = cast("dict[str, object]", walls).get("missing")
+            if isinstance(missing, list):
+                self.missing.update(str(layer) for layer in cast("list[object]", missing))
 
     def _policy(self, record: Record) -> None:
         assert record.policy is not None
@@ -134,8 +152,15 @@ class _Tally:
             known.rules = rules if isinstance(rules, int) else None
 
     def drift(self) -> list[str]:
-        """Return what about the policies an auditor would ask about."""
+        """Return what about the policies, and how far they held, an auditor would ask about."""
         said: list[str] = []
+        if self.observed_sessions or self.decided["observe"]:
+            said.append(
+                f"{self.observed_sessions} sessions were only observed: in the period, "
+                f"{self.decided['observe']} attempts that the policy denies were let through"
+            )
+        for layer, count in sorted(self.missing.items()):
+            said.append(f"{count} sessions ran without {layer}")
         versions: dict[tuple[str, str], set[str]] = {}
         for policy in self.policies.values():
             key = (policy.ref.name, policy.ref.version)
@@ -167,14 +192,19 @@ class _Tally:
             return sum(count for day, count in denied.items() if day in days)
 
         now, before = between(0, _WEEK.days), between(_WEEK.days, 2 * _WEEK.days)
-        if before and now >= 10 and now * 2 >= before * 3:
+        if not before and moment(self.first) > end - _WEEK:
+            return None  # there is no week before to compare with
+        if now >= 10 and now * 2 >= before * 3:
             return f"denials rise: {now} in the last week, {before} in the one before"
         return None
 
 
 def _shares(counted: Counter[tuple[str, str]]) -> list[Share]:
     names = sorted({name for name, _ in counted})
-    return [Share(name, counted[name, "allow"], counted[name, "deny"]) for name in names]
+    return [
+        Share(name, *(counted[name, decision] for decision in ("allow", "deny", "observe")))
+        for name in names
+    ]
 
 
 def summarize(directory: Path, query: Query) -> Summary:
@@ -187,7 +217,9 @@ def summarize(directory: Path, query: Query) -> Summary:
     tally = _Tally()
     for found in walked.found():
         tally.take(found.record)
-    shares = sorted(_shares(tally.rules), key=lambda share: -(share.allowed + share.denied))
+    shares = sorted(
+        _shares(tally.rules), key=lambda share: -(share.allowed + share.denied + share.observed)
+    )
     policies = [
         Force(
             name=policy.ref.name,
@@ -198,6 +230,7 @@ def summarize(directory: Path, query: Query) -> Summary:
             decisions=policy.decisions,
             rules=policy.rules,
             rules_used=len(policy.used),
+            used=sorted(policy.used),
         )
         for policy in tally.policies.values()
     ]
@@ -210,6 +243,7 @@ def summarize(directory: Path, query: Query) -> Summary:
         evaluations=tally.decided.total(),
         allowed=tally.decided["allow"],
         denied=tally.decided["deny"],
+        observed=tally.decided["observe"],
         sessions=tally.events[RecordType.SESSION_START],
         top_denied_actions=tally.denied_actions.most_common(_TOP),
         top_denied_targets=tally.denied_targets.most_common(_TOP),

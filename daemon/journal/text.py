@@ -42,9 +42,16 @@ def target_text(target: dict[str, object]) -> str:
             return " ".join(f"{key}={value}" for key, value in target.items())
 
 
+def let_through(record: Record) -> bool:
+    """Whether what was decided against was only observed, and done all the same."""
+    return record.decision == "deny" and record.enforced_by == "observe"
+
+
 def summary(record: Record) -> str:
     """Return what a record says, in one line."""
     words: list[str] = [record.decision or record.type]
+    if let_through(record):
+        words = ["would", "deny"]
     if record.action is not None:
         words.append(record.action)
     if record.target is not None:

@@ -97,6 +97,99 @@ def test_a_summary_counts_what_there_is(state: Path) -> None:
     assert "denials rise: 24 in the last week, 10" in drift
 
 
+def test_what_was_only_observed_is_not_called_denied(tmp_path: Path) -> None:
+    place = tmp_path / "observed"
+    with Journal.open(place / "journal") as journal:
+        for number, observe in enumerate((True, False)):
+            detail = {"observe": observe, "walls": {"missing": ["landlock"] * (1 - number)}}
+            journal.append(
+                Entry(type=RecordType.SESSION_START, session=f"s-{number}", detail={**detail})
+            )
+            for attempt in range(3):
+                journal.append(
+                    Entry(
+                        type=RecordType.DECISION,
+                        session=f"s-{number}",
+                        agent="a",
+                        attempt=attempt,
+                        action="file.read",
+                        target={"path": "/srv/x"},
+                        decision="deny",
+                        enforced_by="observe" if observe else "openat",
+                        rule="p:1",
+                    )
+                )
+    value = json.loads(run("summary", "--state", str(place), *ALL, "--json").stdout)
+    assert (value["evaluations"], value["allowed"], value["denied"]) == (6, 0, 3)
+    assert value["observed"] == 3
+    assert value["top_denied_targets"] == [["/srv/x", 3]]
+    drift = "\n".join(value["drift"])
+    assert "1 sessions were only observed" in drift
+    assert "3 attempts that the policy denies were let through" in drift
+    assert "1 sessions ran without landlock" in drift
+    shown = run("summary", "--state", str(place), *ALL).stdout
+    assert "3 only observed and let through" in shown
+    ecs = [json.loads(line) for line in
+           run("export", "--state", str(place), "--format", "ecs").stdout.splitlines()]  # fmt: skip
+    outcomes = [one["event"]["outcome"] for one in ecs if "outcome" in one["event"]]
+    assert outcomes == ["success"] * 3 + ["failure"] * 3
+
+
+def test_denials_that_come_from_nothing_rise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = Host(monkeypatch)
+    place = tmp_path / "rising"
+    with host.open(place / "journal") as journal:
+        for day in range(20):
+            for number in range(5):
+                denied = day > 14
+                journal.append(
+                    Entry(
+                        type=RecordType.DECISION,
+                        attempt=number,
+                        decision="deny" if denied else "allow",
+                        rule="p:1",
+                    )
+                )
+            host.passes(DAY)
+    value = json.loads(run("summary", "--state", str(place), *ALL, "--json").stdout)
+    assert value["drift"] == ["denials rise: 25 in the last week, 0 in the one before"]
+
+
+def test_a_package_names_rules_never_used_and_policies_in_no_commit(
+    repository: Path, tmp_path: Path
+) -> None:
+    state = tmp_path / "unused"
+    policy = PolicyRef(name="p", sha256=sha256(POLICY).hexdigest(), version="1.0")
+    with Journal.open(state / "journal") as journal:
+        journal.append(Entry(type=RecordType.POLICY_LOAD, policy=policy, detail={"rules": 1}))
+        journal.append(
+            Entry(
+                type=RecordType.DECISION,
+                decision="deny",
+                rule="default-deny",
+                policy=policy,
+            )
+        )
+    output = tmp_path / "evidence.zip"
+    uncommitted = tmp_path / "uncommitted"
+    (uncommitted / ".safeclaw").mkdir(parents=True)
+    (uncommitted / ".safeclaw" / "policy.yaml").write_bytes(POLICY)
+    for place, said in (
+        (repository, "never used: p:1, allow file.read"),
+        (uncommitted, "in .safeclaw/policy.yaml, and in no commit"),
+        (tmp_path, "neither in a commit nor in a file"),
+    ):
+        result = run("evidence", "--state", str(state), *ALL, "--output", str(output),
+                     "--repository", str(place))  # fmt: skip
+        assert result.exit_code == 0, result.output
+        with zipfile.ZipFile(output) as archive:
+            drift = json.loads(archive.read("summary.json"))["drift"]
+            assert any(said in line for line in drift), drift
+            assert said in archive.read("summary.html").decode()
+
+
 def test_a_summary_of_one_agent_or_of_nothing(state: Path) -> None:
     one = json.loads(
         run("summary", "--state", str(state), *ALL, "--json", "--agent", "other").stdout
