@@ -149,7 +149,12 @@ def walked_ahead(found: Sequence[Segment], jobs: int) -> Generator[Known]:
     if jobs < 2 or not between:
         yield lambda _segment: None
         return
-    with pool_of(min(jobs, len(between))) as pool:
+    with contextlib.ExitStack() as stack:
+        try:
+            pool = stack.enter_context(pool_of(min(jobs, len(between))))
+        except (OSError, ImportError):  # no semaphores here, in a container for one
+            yield lambda _segment: None
+            return
         yield _Ahead(pool, between, jobs).known
 
 
@@ -180,7 +185,8 @@ class _Ahead:
     def _send(self) -> None:
         segment = next(self._coming, None)
         if segment is not None:
-            self._on_the_way[segment[0]] = self._pool.submit(walk_alone, segment)
+            with contextlib.suppress(OSError, RuntimeError):  # no process, or a broken pool
+                self._on_the_way[segment[0]] = self._pool.submit(walk_alone, segment)
 
     def known(self, segment: Segment) -> Stretch | None:
         """Return what was found in a segment, in order."""
@@ -188,7 +194,10 @@ class _Ahead:
         if future is None:
             return None
         self._send()
-        return future.result()
+        try:
+            return future.result()
+        except (OSError, RuntimeError):  # its process was killed
+            return None
 
 
 def _begin() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import random
 import shutil
+import signal
 from collections.abc import Generator, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
@@ -167,6 +169,22 @@ def test_a_claim_within_a_segment_is_settled_where_it_stands(long: Path, taken: 
     assert report.status is Status.INTACT
     assert len(report.anchors) == len(kept) > 2
     assert 0 < sum(taken) < unclaimed
+
+
+def test_a_process_that_is_killed_costs_time_and_nothing_else(
+    long: Path, taken: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        pid = pool.submit(os.getpid).result()
+        os.kill(pid, signal.SIGKILL)
+
+        def pool_of(_jobs: int) -> contextlib.AbstractContextManager[Executor]:
+            return contextlib.nullcontext(pool)
+
+        monkeypatch.setattr(stretch, "pool_of", pool_of)
+        report = verify(long, jobs=2)
+    assert report == verify(long)
+    assert not any(taken)
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
