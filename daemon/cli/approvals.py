@@ -37,13 +37,14 @@ def list_command(broker: str, as_json: bool) -> int:
         (
             one["approval"],
             one["agent"],
+            one["waiting"],
             f"{one['left_seconds']} s",
             one["rule"],
             f"{one['action']} {target_text(one['target'])}",
         )
         for one in found
     ]
-    asking.table(("approval", "agent", "left", "rule", "attempt"), rows)
+    asking.table(("approval", "agent", "waiting", "left", "rule", "attempt"), rows)
     return 0
 
 
