@@ -14,8 +14,8 @@ import stat
 from safeclaw.policies.model import Attempt, FileTarget
 from safeclaw.sandbox import linux
 from safeclaw.sandbox.caller import read_string
-from safeclaw.sandbox.files import pin
 from safeclaw.sandbox.mediator import Handler, Notification
+from safeclaw.sandbox.pinning import path_argument, pin
 from safeclaw.sandbox.resolve import Pinned, error
 
 _IN_DONT_FOLLOW = 0x02000000
@@ -30,14 +30,10 @@ _OF_ACCESS = (
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _text(note: Notification, index: int) -> str:
-    return os.fsdecode(read_string(note.pid, note.args[index]))
-
-
 def _watch(note: Notification) -> int:
     """inotify_add_watch(2), on a duplicate of the caller's descriptor."""
     number, mask = note.int_arg(0), note.args[2] & 0xFFFFFFFF
-    path = _text(note, 1)
+    path = path_argument(note, 1)
     pidfd = os.pidfd_open(note.caller.tgid)
     try:
         watches = linux.pidfd_getfd(pidfd, number)
@@ -79,7 +75,9 @@ def _list(note: Notification) -> int:
 def _pinned(note: Notification) -> Pinned:
     # not recorded where it is not there: this is asked of every name that is only looked at
     follow = note.name in ("getxattr", "listxattr")
-    return note.mediator.resolver.pin(note.caller, linux.AT_FDCWD, _text(note, 0), follow=follow)
+    return note.mediator.resolver.pin(
+        note.caller, linux.AT_FDCWD, path_argument(note, 0), follow=follow
+    )
 
 
 def _handle(pinned: Pinned) -> str:

@@ -17,7 +17,6 @@ import socket
 from safeclaw.policies.model import Attempt, SocketTarget
 from safeclaw.sandbox import linux, outside
 from safeclaw.sandbox.caller import read_exact
-from safeclaw.sandbox.files import pin
 from safeclaw.sandbox.mediator import Handler, MustWaitError, Notification
 from safeclaw.sandbox.msghdr import (
     IOV_MAX,
@@ -36,6 +35,7 @@ from safeclaw.sandbox.network import (
     sockaddr_un,
     sun_path,
 )
+from safeclaw.sandbox.pinning import pin
 from safeclaw.sandbox.resolve import Pinned, error
 
 MSG_FASTOPEN = 0x20000000

@@ -24,10 +24,10 @@ from safeclaw.policies.model import AddressTarget, Attempt, SocketTarget
 from safeclaw.policies.network import Address
 from safeclaw.sandbox import binding, interrupt, linux, names, outside
 from safeclaw.sandbox.caller import read_exact
-from safeclaw.sandbox.files import parent, pin
 from safeclaw.sandbox.mediator import Handler, Notification
 from safeclaw.sandbox.msghdr import SOCKADDR_MAX
 from safeclaw.sandbox.names import Names
+from safeclaw.sandbox.pinning import parent, pin
 from safeclaw.sandbox.resolve import error, join
 
 INET = (socket.AF_INET, socket.AF_INET6)

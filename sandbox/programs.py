@@ -16,9 +16,9 @@ import stat
 
 from safeclaw.policies.model import Attempt, ProgramTarget
 from safeclaw.sandbox import linux
-from safeclaw.sandbox.caller import read_string, read_strings
-from safeclaw.sandbox.files import pin
+from safeclaw.sandbox.caller import read_strings
 from safeclaw.sandbox.mediator import Handler, Notification
+from safeclaw.sandbox.pinning import path_argument, pin
 from safeclaw.sandbox.resolve import Pinned, error
 
 _LOADER = re.compile(r"(?:ld-linux[^/]*|ld-musl[^/]*|ld64|ld)\.so[.\d]*|ld-\d[^/]*\.so")
@@ -94,10 +94,10 @@ def _loaded(argv: list[bytes]) -> int | None:
 
 def _exec(note: Notification) -> int | None:
     if note.name == "execve":
-        dirfd, path = linux.AT_FDCWD, os.fsdecode(read_string(note.pid, note.args[0]))
+        dirfd, path = linux.AT_FDCWD, path_argument(note, 0)
         vectors, flags = note.args[1:3], 0
     else:
-        dirfd, path = note.int_arg(0), os.fsdecode(read_string(note.pid, note.args[1]))
+        dirfd, path = note.int_arg(0), path_argument(note, 1)
         vectors, flags = note.args[2:4], note.int_arg(4)
     argv = read_strings(note.pid, vectors[0]) or [b""]
     environment = read_strings(note.pid, vectors[1])

@@ -188,7 +188,16 @@ def _launch(
     os.write(go_write, b"g")
     # While the walls are put up, what mediates is imported; nothing of it can be read later,
     # where a capability was needed for it.
-    from safeclaw.sandbox import files, identity, interrupt, looks, outside, programs
+    from safeclaw.sandbox import (
+        entries,
+        identity,
+        interrupt,
+        looks,
+        metadata,
+        opens,
+        outside,
+        programs,
+    )
     from safeclaw.sandbox.mediator import Mediator
     from safeclaw.sandbox.messages import Messages
     from safeclaw.sandbox.network import Network
@@ -222,7 +231,8 @@ def _launch(
         _confine(mediator, spec, own, bound, init, ended)
     messages = Messages(network)
     for table in (
-        *(files.handlers(), looks.handlers(), programs.handlers(), identity.handlers()),
+        *(opens.handlers(), entries.handlers(), metadata.handlers(), looks.handlers()),
+        *(programs.handlers(), identity.handlers()),
         *(network.handlers(), messages.handlers()),
     ):
         mediator.register(table)

@@ -1,0 +1,118 @@
+"""Names in directories: made, linked, renamed and removed by the supervisor on pinned parents."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from safeclaw.sandbox import linux
+from safeclaw.sandbox.mediator import Handler, Notification
+from safeclaw.sandbox.pinning import SET_ID, judge, parent, path_argument, pin, require_read
+from safeclaw.sandbox.resolve import error, join
+
+#: umode_t, as which the kernel takes a mode, is an unsigned short.
+_UMODE = 0xFFFF
+
+
+def _dir_and_path(note: Notification, at: bool) -> tuple[int, str, int]:
+    """Return dirfd, path and the index of the argument after them."""
+    if at:
+        return note.int_arg(0), path_argument(note, 1), 2
+    return linux.AT_FDCWD, path_argument(note, 0), 1
+
+
+def _make(note: Notification) -> int:
+    dirfd, path, rest = _dir_and_path(note, note.name.endswith("at"))
+    directory, name = parent(note, "file.write.create", dirfd, path)
+    with directory:
+        judge(note, "file.write.create", join(directory.path, name))
+        mode = note.args[rest] & _UMODE & ~note.caller.umask()
+        if note.name.startswith("mkdir"):
+            os.mkdir(name, mode & 0o7777, dir_fd=directory.fd)
+        else:
+            if stat.S_IFMT(mode) in (stat.S_IFCHR, stat.S_IFBLK):
+                raise error(errno.EPERM)
+            os.mknod(name, mode & ~SET_ID, 0, dir_fd=directory.fd)
+    return 0
+
+
+def _symlink(note: Notification) -> int:
+    target = path_argument(note, 0)
+    at = note.name == "symlinkat"
+    dirfd = note.int_arg(1) if at else linux.AT_FDCWD
+    directory, name = parent(note, "file.write.create", dirfd, path_argument(note, 2 if at else 1))
+    with directory:
+        judge(note, "file.write.create", join(directory.path, name))
+        os.symlink(target, name, dir_fd=directory.fd)
+    return 0
+
+
+def _link(note: Notification) -> int:
+    if note.name == "link":
+        olddir = newdir = linux.AT_FDCWD
+        old, new, flags = path_argument(note, 0), path_argument(note, 1), 0
+    else:
+        olddir, newdir, flags = note.int_arg(0), note.int_arg(2), note.int_arg(4)
+        old, new = path_argument(note, 1), path_argument(note, 3)
+    if flags & linux.AT_EMPTY_PATH and not old:
+        source = note.mediator.resolver.pin_descriptor(note.caller, olddir)
+    else:
+        follow = bool(flags & linux.AT_SYMLINK_FOLLOW)
+        source = pin(note, "file.write.link", olddir, old, follow=follow)
+    with source:
+        directory, name = parent(note, "file.write.link", newdir, new)
+        with directory:
+            # a second name would be judged by its own path: the first must be readable too
+            require_read(note, source.path)
+            judge(note, "file.write.link", source.path, join(directory.path, name))
+            os.link(
+                f"/proc/self/fd/{source.fd}", name, dst_dir_fd=directory.fd, follow_symlinks=True
+            )
+    return 0
+
+
+def _unlink(note: Notification) -> int:
+    dirfd, path, _ = _dir_and_path(note, note.name == "unlinkat")
+    is_dir = note.name == "rmdir" or (
+        note.name == "unlinkat" and note.int_arg(2) & linux.AT_REMOVEDIR
+    )
+    directory, name = parent(note, "file.write.delete", dirfd, path)
+    with directory:
+        judge(note, "file.write.delete", join(directory.path, name))
+        if is_dir:
+            os.rmdir(name, dir_fd=directory.fd)
+        else:
+            os.unlink(name, dir_fd=directory.fd)
+    return 0
+
+
+def _rename(note: Notification) -> int:
+    if note.name == "rename":
+        olddir = newdir = linux.AT_FDCWD
+        old, new, flags = path_argument(note, 0), path_argument(note, 1), 0
+    else:
+        olddir, newdir = note.int_arg(0), note.int_arg(2)
+        old, new = path_argument(note, 1), path_argument(note, 3)
+        flags = note.int_arg(4) if note.name == "renameat2" else 0
+    source, name = parent(note, "file.write.rename", olddir, old)
+    with source:
+        target, newname = parent(note, "file.write.rename", newdir, new)
+        with target:
+            here, there = join(source.path, name), join(target.path, newname)
+            require_read(note, here)
+            if flags & linux.RENAME_EXCHANGE:
+                require_read(note, there)
+            judge(note, "file.write.rename", here, there)
+            linux.renameat2(source.fd, os.fsencode(name), target.fd, os.fsencode(newname), flags)
+    return 0
+
+
+def handlers() -> dict[str, Handler]:
+    """Return the handlers by the names of their calls."""
+    table: dict[str, Handler] = dict.fromkeys(("mkdir", "mkdirat", "mknod", "mknodat"), _make)
+    table |= dict.fromkeys(("symlink", "symlinkat"), _symlink)
+    table |= dict.fromkeys(("link", "linkat"), _link)
+    table |= dict.fromkeys(("unlink", "unlinkat", "rmdir"), _unlink)
+    table |= dict.fromkeys(("rename", "renameat", "renameat2"), _rename)
+    return table

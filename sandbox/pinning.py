@@ -1,0 +1,72 @@
+"""What every call that names a file begins with: the name read once, the file pinned, judged.
+
+A name that leads nowhere is recorded, too: that it was tried is part of the story.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from safeclaw.policies.model import Attempt, Decision, FileTarget
+from safeclaw.sandbox.caller import read_string
+from safeclaw.sandbox.mediator import Notification
+from safeclaw.sandbox.resolve import Pinned
+
+#: The errors of a name that is not there.
+ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+SET_ID = stat.S_ISUID | stat.S_ISGID
+
+
+def path_argument(note: Notification, index: int) -> str:
+    """Return the path that an argument points to."""
+    return os.fsdecode(read_string(note.pid, note.args[index]))
+
+
+def judge_missing(note: Notification, action: str, dirfd: int, path: str) -> None:
+    """Record an attempt on a name that is not in the view; the errno is the caller's affair."""
+    where = note.mediator.resolver.where(note.caller, dirfd, path)
+    hidden = os.path.lexists(where) and not where.startswith(("/proc/", "/tmp/"))
+    note.decide(Attempt(action, FileTarget(where)), "view" if hidden else "absent")
+
+
+def pin(note: Notification, action: str, dirfd: int, path: str, *, follow: bool = True) -> Pinned:
+    """Pin a file that is to be there; a missing one is recorded under ``action``."""
+    try:
+        return note.mediator.resolver.pin(note.caller, dirfd, path, follow=follow)
+    except OSError as problem:
+        if problem.errno in ABSENT or problem.errno == errno.EACCES:
+            judge_missing(note, action, dirfd, path)
+        raise
+
+
+def parent(note: Notification, action: str, dirfd: int, path: str) -> tuple[Pinned, str]:
+    """Pin the parent of a name; a missing parent is recorded under ``action``."""
+    try:
+        return note.mediator.resolver.pin_parent(note.caller, dirfd, path)
+    except OSError as problem:
+        if problem.errno in ABSENT or problem.errno == errno.EACCES:
+            judge_missing(note, action, dirfd, path)
+        raise
+
+
+def judge(note: Notification, action: str, path: str, to: str | None = None) -> None:
+    """Have an attempt on a path judged and recorded; EACCES unless it is allowed."""
+    note.judge(Attempt(action, FileTarget(path, to)))
+
+
+def require_read(note: Notification, path: str) -> None:
+    """Refuse, and record, a write that would also expose what may not be read."""
+    attempt = Attempt("file.read", FileTarget(path))
+    if note.mediator.gate.peek(attempt).decision is not Decision.ALLOW:
+        note.judge(attempt)
+
+
+def new_mode(note: Notification, mode: int) -> int:
+    """Return the mode of a new file.
+
+    SAFETY: never set-user-ID or set-group-ID: outside the walls it would give away the
+    person's rights.
+    """
+    return mode & 0o7777 & ~SET_ID & ~note.caller.umask()
