@@ -122,7 +122,11 @@ def identity() -> None:
     """
     uid, gid = os.geteuid(), os.getegid()
     mapped, waits = _map_from_outside() if uid == 0 else (-1, -1)
-    linux.unshare(NAMESPACES)
+    try:
+        linux.unshare(NAMESPACES)
+    except OSError as problem:
+        why = os.strerror(problem.errno or 0)
+        raise OSError(problem.errno, f"no user namespace can be made here ({why})") from problem
     if uid == 0:
         os.close(waits)
         done = os.read(mapped, 1)

@@ -55,6 +55,22 @@ def test_it_runs_where_no_namespace_can_be_made_and_says_what_is_missing(person:
     assert all(str(entry) in ran.stderr for entry in missing)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
 
 
+def test_full_isolation_is_refused_where_no_namespace_can_be_made(person: Person) -> None:
+    ran = behind(person, NO_NAMESPACES, "run", "--", "touch", "made")
+    assert ran.returncode == 125
+    assert "no user namespace can be made here" in ran.stderr
+    assert "--isolation landlock" in ran.stderr.partition("hint: ")[2]
+    assert not (person.workspace / "made").exists()
+
+
+def test_no_terminal_of_the_host_is_made(person: Person) -> None:
+    """As docs/compatibility.md says: there is no instance of devpts that is the session's own."""
+    script = (
+        "import os\ntry:\n    os.openpty()\nexcept OSError as problem:\n    print(problem.errno)\n"
+    )
+    assert everything(person, script).stdout == "2\n"
+
+
 def test_full_isolation_is_missing_nothing(person: Person) -> None:
     assert person.safeclaw("run", "--", "true").returncode == 0
     (start,) = person.records("--type", "session_start")
