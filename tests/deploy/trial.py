@@ -19,6 +19,7 @@ _RUN = """\
 cd /opt/trial
 echo /opt/trial/site >/usr/local/lib/python3.11/dist-packages/trial.pth
 export SAFECLAW_RESULTS=/dev/ttyS1 SAFECLAW_ATTACKS=/opt/trial/programs LANG=C.UTF-8
+export SAFECLAW_SLOWNESS=12 SAFECLAW_CORPUS={corpus}
 status=0
 /usr/bin/python3 -m pytest -p tests.guest.report -p no:cacheprovider {arguments} >&2 || status=$?
 echo "{{\\"status\\": $status}}" >/dev/ttyS1
@@ -34,7 +35,7 @@ class Result:
     text: str
 
 
-def archive(place: Path, arguments: tuple[str, ...]) -> Path:
+def archive(place: Path, arguments: tuple[str, ...], corpus: str) -> Path:
     """Make the archive for ``pytest ARGUMENTS…`` in ``place``; return its path."""
     site = place / "site"
     for part in ("daemon", "sandbox", "policies"):
@@ -51,7 +52,9 @@ def archive(place: Path, arguments: tuple[str, ...]) -> Path:
     programs = place / "programs"
     programs.mkdir()
     compile_all(programs)
-    (place / "run").write_text(_RUN.format(arguments=shlex.join(arguments)))
+    (place / "run").write_text(
+        _RUN.format(arguments=shlex.join(arguments), corpus=shlex.quote(corpus))
+    )
     made = place / "trial.tar"
     with tarfile.open(made, "w") as tar:
         tar.add(site, "site")
@@ -62,12 +65,12 @@ def archive(place: Path, arguments: tuple[str, ...]) -> Path:
     return made
 
 
-def run(place: Path, *arguments: str) -> tuple[list[Result], str]:
+def run(place: Path, *arguments: str, corpus: str = "") -> tuple[list[Result], str]:
     """Run ``pytest ARGUMENTS…`` of this checkout there; return how each test ended, and more.
 
-    The second is what the machine's console showed.
+    The second is what the machine's console showed.  ``corpus`` chooses attacks by name.
     """
-    said, console = emulated.run(archive(place, arguments), place)
+    said, console = emulated.run(archive(place, arguments, corpus), place)
     lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
     assert lines, console[-4000:]
     assert "status" in lines[-1], console[-4000:]

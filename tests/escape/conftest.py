@@ -35,6 +35,8 @@ from tests.system.conftest import ordinary_user, shared_tree
 __all__ = ["ordinary_user", "shared_tree"]
 
 HERE = Path(__file__).parent
+#: How many times longer all takes on a machine that is emulated.
+SLOWNESS = int(os.environ.get("SAFECLAW_SLOWNESS", "1"))
 _RACE = re.compile(rb"WINS (\d+) TRIES (\d+)")
 _RUNNER = """\
 while read -r name goal tries word; do
@@ -42,7 +44,7 @@ while read -r name goal tries word; do
     if [ -f "$1/$name/attack.py" ]; then program="/usr/bin/python3 attack.py"; fi
     (
         cd "$1/$name" || exit 9
-        exec timeout --foreground -k 1 100 $program "$2/$name" "$goal" "$tries" $word >out 2>err
+        exec timeout --foreground -k 1 "$3" $program "$2/$name" "$goal" "$tries" $word >out 2>err
     )
 done <"$1/list"
 """
@@ -126,14 +128,14 @@ class Prison:
             for one in self.attacks
             if one.defence == defence and (one.name == alone if one.alone else not alone)
         ]
-        return self._run(chosen, defence, {})
+        return self.mount(chosen, defence, {})
 
     @functools.cache  # noqa: B019
     def inside(self, alone: str = "") -> dict[str, Outcome]:
         """Run all attacks with everything on, the races as often as their controls took."""
         chosen = [one for one in self.attacks if (one.name == alone if one.alone else not alone)]
         tries = {one.name: max(1, self.control(one).tries) for one in chosen if one.goal > 1}
-        return self._run(chosen, None, tries)
+        return self.mount(chosen, None, tries)
 
     def control(self, attack: Attack) -> Outcome:
         """Return what became of one attack with its defence off."""
@@ -143,9 +145,10 @@ class Prison:
         """Return what became of one attack with everything on."""
         return self.inside(attack.name if attack.alone else "")[attack.name]
 
-    def _run(
+    def mount(
         self, attacks: list[Attack], defence: str | None, tries: dict[str, int]
     ) -> dict[str, Outcome]:
+        """Run attacks in one session, with a defence off; races so often as ``tries`` says."""
         base = Path(tempfile.mkdtemp(prefix="safeclaw-escape-"))
         try:
             with contextlib.ExitStack() as stack:
@@ -300,6 +303,7 @@ class Prison:
     ) -> int:
         workspace = base / "workspace"
         command = ["/bin/sh", str(workspace / "runner"), str(workspace), str(base / "outside")]
+        command.append(str(100 * SLOWNESS))
         if defence != "outside":
             start = [self._python, "-m", "safeclaw.daemon.cli"]
             if defence is not None:
@@ -307,6 +311,7 @@ class Prison:
                 (base / "weakened.py").chmod(0o644)
                 start = [self._python, str(base / "weakened.py"), defence]
             options = ["--policy", str(policy), "--isolation", self.isolation]
+            options += ["--grace", str(5 * SLOWNESS)]
             if landlock.lacking(linux.landlock_abi()) and self.isolation == "full":
                 options += ["--allow-degraded", "landlock-abi"]
             command = [*start, "run", *options, "--", *command]
@@ -333,7 +338,7 @@ class Prison:
                 capture_output=True,
                 pass_fds=(held,),
                 start_new_session=True,
-                timeout=110,
+                timeout=110 * SLOWNESS,
                 check=False,
                 user=user,
                 group=group,
