@@ -229,6 +229,8 @@ class InForce:
         else:
             self._states[look.ref] = state
             self._restore(state)
+        if look.ref in self._found:
+            self._problems.pop(look.ref, None)
 
     def _put(self, state: PolicyState, found: Found, change: Change) -> None:
         """Put a policy in force; the change says by whom."""

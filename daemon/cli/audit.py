@@ -23,12 +23,17 @@ SYSTEM_STATE: Final = Path("/var/lib/safeclaw")
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+def readable(state: Path) -> bool:
+    """Whether this user may read the journal of a state directory."""
+    return os.access(state / "journal", os.R_OK | os.X_OK)
+
+
 def default_state() -> Path:
     """Return the system daemon's state where this user may read it, else the user's own.
 
     Without one of their own it is the system's again, which then says who may.
     """
-    if os.access(SYSTEM_STATE / "journal", os.R_OK | os.X_OK):
+    if readable(SYSTEM_STATE):
         return SYSTEM_STATE
     home = os.environ.get("XDG_STATE_HOME", "")
     # The XDG specification: a relative path is to be ignored.

@@ -10,11 +10,11 @@ from typing import Any
 import click
 
 from safeclaw.daemon import client, control
-from safeclaw.daemon.cli.audit import SYSTEM_STATE, common, filters, print_record
+from safeclaw.daemon.cli.audit import SYSTEM_STATE, common, filters, print_record, readable
 from safeclaw.daemon.cli.options import broker_choice
 from safeclaw.daemon.journal import reader
 from safeclaw.daemon.journal.record import decode
-from safeclaw.errors import UsageError
+from safeclaw.errors import BrokerError, UsageError
 
 
 def _broker(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
@@ -24,8 +24,8 @@ def _broker(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
 @click.command(
     name="show",
     help="Print the records, oldest first.\n\n"
-    "Who may read the journal's files reads those. Others ask the system's broker, and are shown "
-    "the records of their own sessions; --broker embedded is the journal of one's own broker.",
+    "Who may read the system's journal reads its files. Others ask the system's broker, and are "
+    "shown the records of their own sessions; --broker embedded is one's own broker's journal.",
 )
 @common
 @filters
@@ -54,12 +54,13 @@ def show_command(
     given = ctx.get_parameter_source("state") is not click.core.ParameterSource.DEFAULT
     if given and broker != "auto":
         raise UsageError("--state or --broker, not both")
-    if broker == "embedded":
-        state = client.state_directory(dict(os.environ))
-    socket = None if given else _socket(broker, state)
-    if socket is None:
+    if last is not None and last > control.LAST_MAX and broker not in ("auto", "embedded"):
+        raise UsageError(f"--last {last}: a broker is asked for {control.LAST_MAX} at most")
+    own = client.state_directory(dict(os.environ))
+    found = None if given else _connected(broker, own)
+    if found is None:
         for record in reader.read(
-            state / "journal",
+            (own if broker == "embedded" else state) / "journal",
             decision=decision,
             action=action,
             agent=agent,
@@ -69,28 +70,34 @@ def show_command(
         ):
             print_record(record, as_json)
         return
-    if last is not None and last > control.LAST_MAX:
-        raise UsageError(f"--last {last}: a broker is asked for {control.LAST_MAX} at most")
-    end = _through(socket, control.Records(session, agent, action, decision, kind, last), as_json)
+    if last is not None:
+        last = min(last, control.LAST_MAX)
+    try:
+        request = control.Records(session, agent, action, decision, kind, last)
+        end = _print_all(found.records(request), as_json)
+    finally:
+        found.channel.close()
     if end["own"]:
         click.echo("safeclaw: these are the records of your own sessions", err=True)
 
 
-def _socket(broker: str, state: Path) -> Path | None:
-    """Return the socket of the broker to ask; None where files are read."""
-    if broker == "embedded" or (broker == "auto" and state == SYSTEM_STATE):
+def _connected(broker: str, own: Path) -> client.Client | None:
+    """Return a connection to the broker to ask; None where files are read.  BrokerError."""
+    if broker == "embedded" or (broker == "auto" and readable(SYSTEM_STATE)):
         return None
-    if broker == "auto":
-        return client.SYSTEM_SOCKET if client.SYSTEM_SOCKET.exists() else None
-    return client.SYSTEM_SOCKET if broker == "system" else Path(broker)
-
-
-def _through(socket: Path, request: control.Records, as_json: bool) -> dict[str, Any]:
-    found = client.Client.at(socket)
+    if broker not in ("auto", "system"):
+        return client.Client.at(Path(broker))
+    if broker == "auto" and not client.SYSTEM_SOCKET.exists():
+        return None
     try:
-        return _print_all(found.records(request), as_json)
-    finally:
-        found.channel.close()
+        found = client.Client.at(client.SYSTEM_SOCKET)
+        found.ask(control.Status())  # whether one has any say there
+    except BrokerError as problem:
+        if broker == "system" or not readable(own):
+            raise
+        click.echo(f"safeclaw: {problem.message}; this is your own broker's journal", err=True)
+        return None
+    return found
 
 
 def _print_all(lines: Generator[bytes, None, dict[str, Any]], as_json: bool) -> dict[str, Any]:

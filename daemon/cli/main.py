@@ -20,9 +20,9 @@ USAGE = """\
 usage: safeclaw COMMAND [OPTION…]
 
   run        run an agent in walls, under a policy, with a record
-  policy     check, explain, test and suggest policies
+  policy     check, explain, test, compare and change policies
   audit      show and verify the journal
-  agent      register agents, give and take their keys
+  agent      register and review agents, give and take their keys
   approvals  answer what waits for a person
   kill       stop an agent, or all, at once; resume lets them run again
   resume     let an agent, or all, run again

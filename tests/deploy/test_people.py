@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import subprocess
 from collections.abc import Generator
@@ -126,8 +127,14 @@ def test_a_members_sessions_are_in_the_systems_chain(people: Deployed) -> None:
     assert denial["target"]["path"] == f"/home/{MEMBER}/outside"
     assert denial["rule"] == "default:8"
     assert denial["subject"]["uid"] == int(machine.run("id", "--user", MEMBER).stdout)
-    # To read it takes another group, and one is told which.
-    shown = machine.run("safeclaw", "audit", "show", user=MEMBER, check=False)
+    # Those of their own sessions are shown to them, and the broker reads them out.
+    shown = machine.run("safeclaw", "audit", "show", "--json", user=MEMBER)
+    assert shown.stderr == "safeclaw: these are the records of your own sessions\n"
+    records = [json.loads(line) for line in shown.stdout.splitlines()]
+    assert denial in records
+    assert {one["subject"]["uid"] for one in records} == {denial["subject"]["uid"]}
+    # To read the chain takes another group, and one is told which.
+    shown = machine.run("safeclaw", "audit", "tail", user=MEMBER, check=False)
     assert shown.returncode == 125
     assert shown.stderr.splitlines() == [
         "safeclaw: /var/lib/safeclaw/journal: Permission denied",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -72,6 +74,63 @@ def test_a_user_is_shown_own_sessions_and_root_everybodys(making: Making, person
 
 def records_of(broker: SystemBroker, session: str) -> list[dict[str, object]]:
     return list(broker.records("--session", session, "--decision", "allow"))
+
+
+#: Where the system's broker has its places, for whoever is in this mount namespace.
+PLACES = """\
+mount -t tmpfs tmpfs /run && mount -t tmpfs tmpfs /var/lib
+mkdir /run/safeclaw /var/lib/safeclaw
+mount --bind "$1" /run/safeclaw && mount --bind "$2" /var/lib/safeclaw
+echo ready
+read -r _
+"""
+
+
+@contextmanager
+def installed(broker: SystemBroker) -> Generator[tuple[str, ...]]:
+    """Yield a command that runs others where the broker is the system's."""
+    places = (str(broker.socket.parent), str(broker.state))
+    with subprocess.Popen(
+        ["unshare", "--mount", "sh", "-euc", PLACES, "sh", *places],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "ready\n"
+        yield ("nsenter", f"--mount=/proc/{holder.pid}/ns/mnt", "--")
+
+
+@pytest.mark.parametrize("person", ["ordinary"], indirect=True)
+def test_without_options_it_is_the_journal_that_one_has_a_say_in(
+    making: Making, person: Person
+) -> None:
+    broker = making()
+    run(broker, person, "touch", "mine")
+    with installed(broker) as person.within:
+        # a member, who can read no file of it
+        shown = person.safeclaw("audit", "show", "--json")
+        assert shown.returncode == 0, shown.stderr
+        assert shown.stderr == "safeclaw: these are the records of your own sessions\n"
+        records = [json.loads(line) for line in shown.stdout.splitlines()]
+        assert {one["subject"]["uid"] for one in records} == {person.uid}
+        # somebody without a say: told so, and with a broker of one's own, its journal
+        broker.configure({**broker.settings, "groups": {"run": "games"}})
+        broker.stop()
+        broker.start()
+        refused = person.safeclaw("audit", "show")
+        assert (refused.returncode, refused.stdout) == (125, "")
+        assert "not permitted" in refused.stderr
+        assert "hint: " in refused.stderr
+        embedded = ("--broker", "embedded", "--workspace", str(person.workspace), "--", "true")
+        ran = person.safeclaw("run", "--policy", "read-only", *embedded)
+        assert ran.returncode == 0, ran.stderr
+        own = person.safeclaw("audit", "show", "--json")
+        assert own.returncode == 0, own.stderr
+        assert own.stderr.endswith("; this is your own broker's journal\n")
+        assert json.loads(own.stdout.splitlines()[0])["type"] == "genesis"
+        same = person.safeclaw("audit", "show", "--json", "--broker", "embedded")
+        assert same.stdout == own.stdout
 
 
 @pytest.mark.parametrize("person", ["root"], indirect=True)

@@ -207,6 +207,15 @@ def test_what_was_approved_is_what_comes_whatever_the_file_says_meanwhile(ruled:
     assert ruled.path == "doc/**"
 
 
+def test_a_file_that_is_valid_again_is_no_problem_any_more(ruled: Host) -> None:
+    for text in (NARROW, WIDE, WIDE):
+        assert ruled.change("rules: [") == [Event.INVALID]
+        assert "demo" in ruled.policies.told()["problems"]
+        ruled.change(text)
+        assert ruled.policies.told()["problems"] == {}
+    assert ruled.path == "src/**"
+
+
 def test_a_yes_is_for_one_text(ruled: Host) -> None:
     ruled.change(OTHER)
     first = ruled.waiting
