@@ -5,6 +5,7 @@ And what one session leaves unanswered, however much of it, no other session fee
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -14,9 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from safeclaw.daemon import protocol
+from safeclaw.daemon.client import Client
 from tests.system import test_stall as stall
 from tests.system.conftest import Person
-from tests.system.system_broker import Making, SystemBroker, brokers, group_of
+from tests.system.system_broker import PATIENCE, Making, SystemBroker, brokers, group_of
 from tests.system.test_daemon import DEMO, at_work
 
 __all__ = ["crowd", "place"]
@@ -122,3 +125,42 @@ def test_calls_that_one_session_leaves_in_flight_are_not_felt_by_another(
         assert many.communicate()[0] == f"{MANY * 4}\n"
         assert many.returncode == 0
     assert broker.verify().returncode == 0
+
+
+def slow_to_read(size: int) -> str:
+    """Return a policy of about so many bytes, each rule of which stands for 256 globs."""
+    letters = "abcdefghijklmnop"
+    words = ",".join(first + second for first in letters for second in letters)
+    rule = f'  - {{action: file.read, path: "**/{{{words}}}*/NUMBER", effect: allow}}\n'
+    rules = (rule.replace("NUMBER", str(number)) for number in range(size // len(rule)))
+    return DEMO + "".join(rules)
+
+
+def test_policies_that_are_slow_to_read_end_no_other_session(
+    making: Making, person: Person
+) -> None:
+    broker = making()
+    key = broker.add("demo")
+    text = slow_to_read(100_000).replace('  - {action: "*", effect: deny}\n', "")
+    with contextlib.ExitStack() as stack, at_work(broker, person, key) as (pace, running):
+        pace.steps(10)
+        asking: list[Client] = []
+        for number in range(20):
+            client = Client.at(broker.socket)
+            stack.callback(client.finish)
+            # another text each time, so that none is known already
+            changed = f"{text}# {number}\n".encode()
+            client.hello(
+                protocol.Hello(protocol.VERSION, "slow", ("true",), "/tmp", "slow.yaml", changed)
+            )
+            asking.append(client)
+        pace.drain()
+        pace.steps(1)
+        for client in asking:
+            assert client.lease(PATIENCE).policy.rules
+        pace.drain()
+        pace.steps(100)
+        running.kill()
+        pace.gone()
+        running.communicate()
+    assert not broker.records("--agent", "demo", "--decision", "deny", "--action", "file")
