@@ -17,6 +17,11 @@ from safeclaw.daemon.protocol import JsonObject
 
 #: How many questions of one session may wait; what comes beyond is refused at once.
 PENDING_MAX = 64
+#: How many attempts of one session may wait for them, and how many questions of one user.
+TICKETS_MAX = 4096
+USERS_MAX = 256
+#: How long a question may be, in characters: nobody judges more than some pages.
+LENGTH_MAX = 16 * 1024
 _GRANTS_MAX = 4096
 
 
@@ -120,9 +125,18 @@ class Approvals:
             None,
         )
 
-    def full(self, session: str) -> bool:
-        """Whether a session has asked as much as it may at once."""
-        return sum(one.asker.session == session for one in self.pending) >= PENDING_MAX
+    def full(self, asker: Asker, *, joining: bool = False) -> bool:
+        """Whether somebody has asked as much as they may at once.
+
+        ``joining``: one more attempt is to wait for a question that waits already.
+        """
+        mine = [one for one in self._pending.values() if one.asker.session == asker.session]
+        if sum(self.waiting(one) for one in mine) >= TICKETS_MAX:
+            return True
+        if joining:
+            return False
+        users = sum(one.asker.uid == asker.uid for one in self._pending.values())
+        return len(mine) >= PENDING_MAX or users >= USERS_MAX
 
     def ask(self, question: Question, ticket: int) -> None:
         """Have a question wait, or one more ticket for the same."""

@@ -138,7 +138,8 @@ class Broker:
     def _release(self) -> None:
         """Let go of the sessions that have ended."""
         for session in self._doors.connected():
-            if session.concluded and not session.channel.posted:
+            # SAFETY: who has closed its end reads nothing any more, and must not be kept for it.
+            if session.concluded and (session.deaf or not session.channel.posted):
                 self._intake.drop(session)
 
     def _timeout(self) -> float | None:
@@ -201,6 +202,10 @@ class Broker:
     def send(self, session: Session, message: bytes) -> None:
         """Send a message now, as far as there is room; the rest when there is."""
         self._doors.send(session, message)
+
+    def heavy(self, session: Session, more: int) -> bool:
+        """Whether so many bytes more are too many for a session's user."""
+        return self._doors.heavy(session, more)
 
     def expel(self, session: Session, reason: str) -> None:
         """End a session that does not end itself."""

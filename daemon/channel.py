@@ -51,10 +51,11 @@ class Channel:
         # A peer that reads many messages at once needs room for them.  The kernel cuts
         # this down to net.core.wmem_max (socket(7)).
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
-        self._message_max = message_max
+        self.message_max = message_max
         self._pieces: list[bytes] = []
         self._pieces_size = 0
         self._outbox: collections.deque[bytes] = collections.deque()
+        self._outbox_size = 0
         # Bound once: these are called for every attempt.
         self._sock_send = sock.send
         self._sock_recv = sock.recv
@@ -99,22 +100,36 @@ class Channel:
     def post(self, message: bytes) -> bool:
         """Send as much as there is room for and keep the rest; True when nothing is kept."""
         self._outbox.extend(packets(message))
+        self._outbox_size += len(message)
         return self.push()
 
     def push(self) -> bool:
-        """Send what was kept, as far as there is room; True when nothing is kept."""
+        """Send what was kept, as far as there is room; True when nothing is kept.
+
+        OSError when the peer has gone: then nothing is kept, either.
+        """
         while self._outbox:
             try:
                 self._sock_send(self._outbox[0], _DONTWAIT)
             except BlockingIOError:
                 return False
-            self._outbox.popleft()
+            except OSError:
+                self._outbox.clear()
+                self._outbox_size = 0
+                raise
+            self._outbox_size -= len(self._outbox.popleft())
+        self._outbox_size = 0  # the pieces of a long message have a mark more each
         return True
 
     @property
     def posted(self) -> int:
         """How many packets wait for room."""
         return len(self._outbox)
+
+    @property
+    def held(self) -> int:
+        """How many bytes wait: for room, and for the rest of a message."""
+        return self._outbox_size + self._pieces_size
 
     def receive(self, timeout: float | None = None) -> bytes | None:
         """Wait for a whole message; None when the peer has gone.
@@ -167,7 +182,7 @@ class Channel:
             return packet
         self._pieces.append(packet[1:])
         self._pieces_size += len(packet)
-        if self._pieces_size > self._message_max:
+        if self._pieces_size > self.message_max:
             raise BrokerError("a message is too long")
         if mark == _MORE:
             return None

@@ -74,6 +74,10 @@ class House(Protocol):
         """Send a message now."""
         ...
 
+    def heavy(self, session: Session, more: int) -> bool:
+        """Whether so many bytes more are too many for a session's user."""
+        ...
+
     def expel(self, session: Session, reason: str) -> None:
         """End a session that does not end itself."""
         ...
@@ -145,10 +149,12 @@ class Desk:
                 everything = outcome.reads_everything
                 self._readers.start(session, request, everything=everything)
                 return
-            reply, sessions = control.Reply(outcome.data), outcome.sessions
+            reply, sessions = control.encode(control.Reply(outcome.data)), outcome.sessions
+            if self._house.heavy(session, len(reply)):
+                raise BrokerError("too many answers to this user are not read yet")
         except SafeclawError as problem:
-            reply = control.Reply(error=problem.message, hint=problem.hint)
-        self._say_later(session, control.encode(reply), sessions)
+            reply = control.encode(control.Reply(error=problem.message, hint=problem.hint))
+        self._say_later(session, reply, sessions)
 
     def _say_later(
         self, session: Session, message: bytes, sessions: tuple[Session, ...] = ()
@@ -156,6 +162,7 @@ class Desk:
         until = time.monotonic() + _ENDING_PATIENCE
         head = self._house.position.head
         self._later.append(_Later(head, session, message, sessions, until))
+        session.owed += len(message)
         self._house.hurry()
 
     def settle(self, durable: int) -> None:
@@ -174,7 +181,9 @@ class Desk:
                 for session in left:
                     self._house.expel(session, "it did not stop when it was told to")
             on_disk = later.sequence <= durable or self._house.fault is not None
-            if on_disk and (not left or now >= later.until):
+            gone = later.session.dropped and not later.sessions
+            if gone or (on_disk and (not left or now >= later.until)):
+                later.session.owed -= len(later.message)
                 self._house.send(later.session, _not_stopped(left) if left else later.message)
             else:
                 waiting.append(later)

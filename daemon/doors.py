@@ -9,7 +9,7 @@ import os
 import selectors
 import socket
 
-from safeclaw.daemon import control, protocol
+from safeclaw.daemon import control
 from safeclaw.daemon.channel import Channel
 from safeclaw.daemon.peer import Access, Peer, Role, peer_of
 from safeclaw.daemon.sessions import Session
@@ -18,6 +18,13 @@ from safeclaw.daemon.sessions import Session
 _CONNECTIONS_MAX = 512
 #: How many connections those may have, all together, who have no role at all.
 _STRANGERS_MAX = 64
+#: The longest message: a policy with all that it extends, or a program with all the arguments
+#: that Linux allows.
+_LONGEST = 24 * 1024 * 1024
+#: What one session, and one user's together, may have kept for them, in bytes: what of it is
+#: beyond the first is refused while there is more than the second.
+_SHARE = 256 * 1024
+_USERS_SHARE = 64 * 1024 * 1024
 #: A peer that does not read what it is told is not listened to beyond so many packets.
 _UNREAD_MAX = 256
 
@@ -79,7 +86,7 @@ class Doors:
             sock.setblocking(True)
             # Who can open no session has nothing long to say.
             opens = Role.RUN in self._access.roles(peer)
-            longest = protocol.MESSAGE_MAX if opens else control.MESSAGE_MAX
+            longest = _LONGEST if opens else control.MESSAGE_MAX
             session = Session(Channel(sock, message_max=longest), peer)
             self._sessions[sock.fileno()] = session
             self._selector.register(sock, selectors.EVENT_READ, session)
@@ -125,6 +132,13 @@ class Doors:
             return False
         self.listen(session)
         return True
+
+    def heavy(self, session: Session, more: int = 0) -> bool:
+        """Whether a session would hold too much, together with its user's others."""
+        if session.holds + more <= _SHARE:
+            return False  # what each may have, however many there are
+        users = (one.holds for one in self._sessions.values() if one.uid == session.uid)
+        return sum(users) + more > _USERS_SHARE
 
     def push(self, session: Session) -> None:
         """Send what there is room for now.  OSError."""

@@ -14,18 +14,27 @@ import msgspec
 
 _ENVIRONMENT = ("PATH", "LANG", "HOME")
 _RUNNING_MAX = 32
-#: What runs, and by what name; what has failed and was not told yet.
-_running: dict[int, str] = {}
+#: How many of them one user's questions may keep busy.
+_USERS_MAX = 16
+#: What runs, by what name and on whose account; what has failed and was not told yet.
+_running: dict[int, tuple[str, int | None]] = {}
 _failures: list[str] = []
 
 
-def spawn(command: tuple[str, ...], tells: object) -> str | None:
-    """Start a command; return why it could not be."""
+def spawn(command: tuple[str, ...], tells: object, whose: int | None = None) -> str | None:
+    """Start a command; return why it could not be.
+
+    ``whose`` is the user who is the reason for it: one user's take no place from another's,
+    nor from alerts, which are nobody's.
+    """
     reap()
     if not command:
         return None
-    if len(_running) >= _RUNNING_MAX:
+    others = [one for _, one in _running.values() if (one is None) == (whose is None)]
+    if len(others) >= _RUNNING_MAX:
         return f"{command[0]}: {_RUNNING_MAX} hooks are running already"
+    if whose is not None and others.count(whose) >= _USERS_MAX:
+        return f"{command[0]}: {_USERS_MAX} hooks for this user's questions are running already"
     stdin = os.memfd_create("hook", os.MFD_CLOEXEC)
     null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
     try:
@@ -49,13 +58,13 @@ def spawn(command: tuple[str, ...], tells: object) -> str | None:
     finally:
         os.close(stdin)
         os.close(null)
-    _running[pid] = command[0]
+    _running[pid] = command[0], whose
     return None
 
 
 def reap() -> None:
     """Let go of the commands that have ended, and keep which of them failed."""
-    for pid, name in list(_running.items()):
+    for pid, (name, _) in list(_running.items()):
         try:
             ended, status = os.waitpid(pid, os.WNOHANG)
         except ChildProcessError:

@@ -15,8 +15,9 @@ from pathlib import Path
 from safeclaw.daemon import control, protocol
 from safeclaw.daemon.desk import Desk
 from safeclaw.daemon.doors import Doors
-from safeclaw.daemon.journal.record import Entry
+from safeclaw.daemon.journal.record import MAX_LINE, Entry
 from safeclaw.daemon.ledger import Ledger
+from safeclaw.daemon.opening import Opening
 from safeclaw.daemon.pseudonyms import Veils
 from safeclaw.daemon.service import Service
 from safeclaw.daemon.sessions import Past, Session, read_past
@@ -26,6 +27,8 @@ from safeclaw.policies.model import printable
 
 #: How many messages of one session are taken before the others get their turn.
 _TURN = 512
+#: The longest message in a session.  What is a little too long for a record is told so.
+_RECORD_MAX = MAX_LINE * 3 // 2
 
 
 class Intake:
@@ -63,6 +66,8 @@ class Intake:
             for _ in range(_TURN):
                 if self._doors.full(session):
                     break
+                if self._doors.heavy(session):
+                    raise BrokerError("its user's sessions hold too much memory")
                 data = channel.take()
                 if data is None:
                     break
@@ -72,7 +77,7 @@ class Intake:
                 self._take(session, data)
                 if channel.fileno() < 0:
                     return  # it was refused
-                if session.waits:
+                if session.waits or session.id is None:
                     break  # it sends one and waits; if there is more, the poller says so
             self._ledger.append_taken()
         except JournalFaultError as problem:
@@ -112,6 +117,8 @@ class Intake:
         if isinstance(message, protocol.Hello):
             if session.id is not None:
                 raise BrokerError("the session is already open")
+            session.weight = len(data)
+            session.channel.message_max = _RECORD_MAX
             self._open(session, message)
             return
         if session.id is None:
@@ -164,10 +171,10 @@ class Intake:
         past = None
         if hello.resume is not None:
             # SAFETY: before the session has that name: else its refusal would end another's.
-            past = self._past(session, opening.agent, hello.resume)
+            past = self._past(session, opening, hello.resume)
         session.open(hello, opening)
         if past is not None:
-            session.resume(past)
+            session.resume(past, self._veils.fingerprint)
         assert session.id is not None
         try:
             self._veils.cover(session.id, opening.policy, hello.workspace, hello.home)
@@ -191,14 +198,20 @@ class Intake:
         # While the supervisor puts up the walls: what the first checkpoint is signed with.
         from cryptography.hazmat.primitives.asymmetric import ed25519  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
-    def _past(self, session: Session, agent: str, ident: str) -> Past:
+    def _past(self, session: Session, opening: Opening, ident: str) -> Past:
         """Return what the journal holds of a session that is to go on.  BrokerError."""
         if any(one.id == ident for one in self._doors.running()):
             raise BrokerError("the session is open already")
         # Reading takes as long as the journal is: at most once for each session that was.
         if self._desk.system and ident not in self.left_open:
             raise BrokerError("no such session was left open")
-        past = read_past(self._state / "journal", ident, uid=session.uid, agent=agent)
+        past = read_past(
+            self._state / "journal",
+            ident,
+            uid=session.uid,
+            agent=opening.agent,
+            policy=opening.policy,
+        )
         self.left_open.came_back(ident)
         return past
 

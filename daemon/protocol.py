@@ -12,7 +12,7 @@ together into what :class:`Decided` encodes to.
 from __future__ import annotations
 
 import struct
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import msgspec
 
@@ -23,6 +23,10 @@ from safeclaw.policies.model import Attempt, Decision, Verdict, fingerprint, tar
 VERSION = 2
 #: The longest message: a policy, or a program with all the arguments Linux allows.
 MESSAGE_MAX = 64 * 1024 * 1024
+#: More words has no command that Linux starts, nor more parents a policy that is one: what is
+#: short on the wire must not be long in memory.
+_WORDS_MAX = 1 << 20
+_PARENTS_MAX = 4096
 #: How long a lease holds after the broker last answered.
 LEASE_NS = 500_000_000
 
@@ -41,13 +45,13 @@ class Hello(_Message, frozen=True, tag="hello"):
 
     version: int
     agent: str
-    command: tuple[str, ...]
+    command: Annotated[tuple[str, ...], msgspec.Meta(max_length=_WORDS_MAX)]
     workspace: str
     policy_name: str
     policy_text: bytes
     observe: bool = False
     resume: str | None = None
-    policy_parents: tuple[Parent, ...] = ()
+    policy_parents: Annotated[tuple[Parent, ...], msgspec.Meta(max_length=_PARENTS_MAX)] = ()
     #: A registered agent's API key: then ``agent`` is its name, and the policy is the broker's.
     credential: str = ""
     #: What ``~`` is in the policy.

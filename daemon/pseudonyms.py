@@ -140,6 +140,10 @@ class Veils:
             self._key = obtain_key(self._keys)
         self._marks[session] = Marks(policy.pseudonymise, workspace, home)
 
+    def fingerprint(self, fingerprint: str) -> str:
+        """Return what stands for a fingerprint where it is private."""
+        return self._key.fingerprint(fingerprint) if self._key is not None else fingerprint
+
     def uncover(self, session: str) -> None:
         """Forget a session that has ended."""
         self._marks.pop(session, None)

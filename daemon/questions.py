@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import time
 
+import msgspec
+
 from safeclaw.daemon import control, hooks, protocol
-from safeclaw.daemon.approvals import Approvals, Asker, Grant, Question, Scope, new_name
+from safeclaw.daemon.approvals import LENGTH_MAX, Approvals, Asker, Grant, Question, Scope, new_name
 from safeclaw.daemon.journal.record import Entry, RecordType
 from safeclaw.daemon.peer import Access, Peer, Role, user_name
 from safeclaw.daemon.services import Services, session_of
@@ -42,7 +44,8 @@ class Questions:
         )
         grant = self.approvals.granted(asker, message.fingerprint, now)
         question = self.approvals.same(asker, message.fingerprint)
-        if grant is None and question is not None:
+        full = grant is None and self.approvals.full(asker, joining=question is not None)
+        if grant is None and question is not None and not full:
             self.approvals.ask(question, message.ticket)
             asked = protocol.Asked(message.ticket, question.id, max(0.0, question.until - now))
             self._services.post(session, asked)
@@ -65,16 +68,17 @@ class Questions:
             self._record(question, "used", by=grant.by, detail={"scope": grant.scope.value})
             self._answer(session, question, [message.ticket], grant, "")
             return
-        if self.approvals.full(session.id):
-            self._record(question, "refused", reason="too many questions wait already")
-            self._answer(session, question, [message.ticket], None, "too many questions wait")
+        why = "too many questions wait already" if full else _too_long(question)
+        if why:
+            self._record(question, "refused", reason=why)
+            self._answer(session, question, [message.ticket], None, why)
             return
         # In this order: what cannot be recorded is not asked.
         self._record(question, "asked", detail={"seconds": int(self._settings.approval_timeout)})
         self.approvals.ask(question, message.ticket)
         asked = protocol.Asked(message.ticket, question.id, self._settings.approval_timeout)
         self._services.post(session, asked)
-        problem = hooks.spawn(self._settings.approval_hook, shown(question, now))
+        problem = hooks.spawn(self._settings.approval_hook, shown(question, now), whose=session.uid)
         if problem is not None:
             self._record(question, "hook-failed", reason=printable(problem))
 
@@ -214,6 +218,14 @@ class Questions:
                 reason = "another policy is in force"
                 self._record(question, "withdrawn", reason=reason)
                 self._answer(session, question, tickets, None, reason)
+
+
+def _too_long(question: Question) -> str:
+    words = (question.exe, question.rule, question.reason, question.action)
+    size = len(msgspec.json.encode(question.target)) + sum(map(len, words))
+    if size <= LENGTH_MAX:
+        return ""
+    return f"it is {size} characters long, and nobody is asked more than {LENGTH_MAX}"
 
 
 def shown(question: Question, now: float, waiting: int = 1) -> dict[str, object]:

@@ -30,6 +30,10 @@ _TAILS_MAX = 8192
 _TAIL_MAX = 8192
 
 
+#: Rules that put an attempt before a person, each with the hash of its policy.
+Asked = frozenset[tuple[str, str | None]]
+
+
 class Past(msgspec.Struct):
     """What the journal holds of a session."""
 
@@ -38,9 +42,11 @@ class Past(msgspec.Struct):
     decisions: int = 0
     denials: int = 0
     ended: bool = False
+    #: How many attempts a person has allowed that are not recorded, by fingerprint as recorded.
+    answered: collections.Counter[str] = msgspec.field(default_factory=collections.Counter[str])
 
 
-def _take_in(past: Past, record: Record, uid: int, agent: str) -> bool:
+def _take_in(past: Past, record: Record, uid: int, agent: str, asked: Asked) -> bool:
     """Add a record to what was; return whether it says whose it is.  BrokerError."""
     if record.attempt is not None:
         past.recorded = max(past.recorded, record.attempt)
@@ -53,18 +59,53 @@ def _take_in(past: Past, record: Record, uid: int, agent: str) -> bool:
     if record.type is RecordType.DECISION:
         past.decisions += 1
         past.denials += record.decision != "allow"
+    if record.type is RecordType.APPROVAL:
+        past.answered[record.fingerprint or ""] += _allowed(record)
+    elif record.decision == "allow" and _rule(record) in asked:
+        past.answered[record.fingerprint or ""] -= 1
     return record.subject is not None and record.subject.uid == uid
 
 
-def read_past(journal: Path, ident: str, *, uid: int, agent: str) -> Past:
-    """Read it.  BrokerError when there is nothing, or when it is another's."""
+def _rule(record: Record) -> tuple[str, str | None]:
+    """Return a record's rule, whose number means something in its own policy only."""
+    return record.policy.sha256 if record.policy is not None else "", record.rule
+
+
+def _allowed(record: Record) -> int:
+    """Return how many attempts a record of an approval allows."""
+    detail = record.detail or {}
+    tickets = detail.get("tickets")
+    match detail.get("event"):
+        case "approved":
+            return tickets if isinstance(tickets, int) else 0
+        case "used":
+            return 1
+        case _:
+            return 0
+
+
+def asking(policy: Policy) -> frozenset[str]:
+    """Return the rules that put an attempt before a person."""
+    return frozenset(rule.id for rule in policy.rules if rule.effect is Effect.ASK)
+
+
+def read_past(
+    journal: Path, ident: str, *, uid: int, agent: str, policy: Policy | None = None
+) -> Past:
+    """Read it.  BrokerError when there is nothing, or when it is another's.
+
+    ``policy`` is the one that it goes on under.
+    """
     from safeclaw.daemon.journal.reader import session_segments
 
     past, known = Past(ident), False
+    asked: Asked = frozenset()
+    if policy is not None:
+        asked = frozenset((policy.sha256, rule) for rule in asking(policy))
     try:
         for records in session_segments(journal, ident):
             for record in records:
-                known = _take_in(past, record, uid, agent) or known
+                known = _take_in(past, record, uid, agent, asked) or known
             if any(record.type is RecordType.SESSION_START for record in records):
                 break  # what is older is not its own
     except JournalError as problem:
@@ -92,6 +133,9 @@ class Session:
         self.registered = False
         self.key = ""
         self.started = 0.0
+        #: What is kept for it besides its channel, in bytes: how it began, and replies to come.
+        self.weight = 0
+        self.owed = 0
         #: When it was told to stop, on the monotonic clock.
         self.killed: float | None = None
         self.stopping = False
@@ -103,6 +147,7 @@ class Session:
         self.offered: list[Policy] = []
         #: How many attempts of each fingerprint a person has allowed, and are not recorded yet.
         self.answered: collections.Counter[str] = collections.Counter()
+        self._veiled: Callable[[str], str] = str
         #: The last number taken; what the journal held already when it was resumed.
         self.number = 0
         self.recorded = 0
@@ -141,9 +186,7 @@ class Session:
     def _under(self, policy: Policy) -> None:
         self.strict = policy.assurance is Assurance.STRICT
         self._policy = PolicyRef(policy.name, policy.sha256, policy.version)
-        self._asking_rules = frozenset(
-            rule.id for rule in policy.rules if rule.effect is Effect.ASK
-        )
+        self._asking_rules = asking(policy)
         self._tails.clear()
 
     @property
@@ -179,8 +222,12 @@ class Session:
             RecordType.POLICY_LOAD, attempt=message.number, detail={"previous": previous}
         )
 
-    def resume(self, past: Past) -> None:
-        """Go on with a session whose broker was lost, after what the journal holds of it."""
+    def resume(self, past: Past, veiled: Callable[[str], str]) -> None:
+        """Go on with a session whose broker was lost, after what the journal holds of it.
+
+        ``veiled`` returns the pseudonym under which a fingerprint may be recorded.
+        """
+        self.answered, self._veiled = past.answered, veiled
         self.id = past.session
         self.recorded = self.number = past.recorded
         self.ended = past.ended
@@ -190,18 +237,25 @@ class Session:
 
     def _used(self, fingerprint: str | None, decision: str | None, rule: str | None) -> bool:
         """Note that an approved attempt was made; False when nobody has approved it."""
-        # what was answered before a restart is in the chain, and not counted again
-        if decision != "allow" or rule not in self._asking_rules or self.recorded:
+        if decision != "allow" or rule not in self._asking_rules:
             return True
-        if self.answered[fingerprint or ""] <= 0:
-            return False
-        self.answered[fingerprint or ""] -= 1
-        return True
+        plain = fingerprint or ""
+        # SAFETY: who comes back has no more than what the chain says it was allowed.
+        for name in (plain, self._veiled(plain)):
+            if self.answered[name] > 0:
+                self.answered[name] -= 1
+                return True
+        return False
 
     def wants_acknowledgement(self) -> bool:
         """Whether the supervisor should be told now."""
         fresh = self.durable - self.acknowledged
         return fresh > 0 and (self.strict or self.flush or fresh >= _ACKNOWLEDGE_EVERY)
+
+    @property
+    def holds(self) -> int:
+        """How much memory it takes, in bytes, as far as it has a say in that."""
+        return self.weight + self.owed + self.channel.held
 
     @property
     def waits(self) -> bool:

@@ -202,7 +202,197 @@ def test_who_has_no_role_fills_neither_the_journal_nor_the_memory(
     assert "not permitted" in reply.error
 
 
+def resident(broker: SystemBroker) -> int:
+    """Return the most memory that the broker has ever had, in MiB (VmHWM, proc_pid_status(5))."""
+    assert broker.process is not None
+    status = Path(f"/proc/{broker.process.pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) >> 10
+
+
+def test_one_user_takes_a_share_of_the_brokers_memory_however_it_is_tried(
+    broker: SystemBroker, ordinary_user: str
+) -> None:
+    before = resident(broker)
+    # messages that never end
+    for _ in range(30):
+        peer = Peer(broker, ordinary_user)
+        with contextlib.suppress(OSError):
+            for _ in range(256):
+                peer.channel.sock.send(b"\x00" + b"x" * 32000)
+    # beginnings that are kept, and long answers that are not read
+    for _ in range(6):
+        with contextlib.suppress(OSError):
+            Peer(broker, ordinary_user).say(hello("long", "A" * (3 << 20)))
+    asks = Peer(broker, ordinary_user)
+    with contextlib.suppress(OSError):
+        for _ in range(100):
+            asks.say(control.encode(control.Sessions()))
+    assert broker.ask("status")["fault"] is None
+    assert resident(broker) - before < 160
+    other = Peer(broker, "root")
+    other.open()
+
+
+def test_a_message_is_not_much_larger_in_memory_than_on_the_wire(
+    broker: SystemBroker, honest: Peer, ordinary_user: str
+) -> None:
+    before = resident(broker)
+    peer = Peer(broker, ordinary_user)
+    plain = protocol.encode(hello("x"))
+    word = msgspec.msgpack.encode(("true",))
+    assert plain.count(word) == 1
+    many = b"\xdd" + (20 << 20).to_bytes(4, "big") + b"\xa0" * (20 << 20)
+    with contextlib.suppress(OSError):
+        peer.say(plain.replace(word, many))
+    assert isinstance(peer.hear(), protocol.Refused | None)
+    assert resident(broker) - before < 80
+
+
+def open_files(broker: SystemBroker) -> int:
+    assert broker.process is not None
+    return len(os.listdir(f"/proc/{broker.process.pid}/fd"))
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_who_has_gone_is_let_go_of(
+    reads: bool, broker: SystemBroker, honest: Peer, ordinary_user: str
+) -> None:
+    before = open_files(broker)
+    for _ in range(20):
+        peer = Peer(broker, ordinary_user)
+        peer.open()
+        if not reads:
+            with contextlib.suppress(TimeoutError):
+                while True:
+                    peer.channel.send(protocol.encode(protocol.Renew(1)), 0.0)
+        peer.channel.close()
+    root = Peer(broker, "root")
+    while len(root.ask(control.Sessions()).data) > 1:  # the honest one
+        pass
+    root.ask(control.Status())
+    assert open_files(broker) - before < 10
+
+
+def asking(target: dict[str, Any], ticket: int) -> protocol.Ask:
+    fingerprint = fingerprint_of("file.write", target)
+    return protocol.Ask(ticket, 1, "x", "file.write", target, fingerprint, "r", "")
+
+
+def test_what_nobody_could_judge_is_not_asked(
+    broker: SystemBroker, honest: Peer, ordinary_user: str
+) -> None:
+    peer = Peer(broker, ordinary_user)
+    peer.open()
+    peer.say(asking({"path": "/" + "x" * 15_000}, 1), asking({"path": "/" + "x" * 20_000}, 2))
+    assert isinstance(peer.hear(), protocol.Asked)
+    answer = peer.hear()
+    assert isinstance(answer, protocol.Answer)
+    assert (answer.ticket, answer.decision) == (2, Decision.DENY)
+    assert "nobody is asked" in answer.reason
+
+
+def test_so_many_wait_for_one_answer_and_no_more(
+    broker: SystemBroker, honest: Peer, ordinary_user: str
+) -> None:
+    peer = Peer(broker, ordinary_user)
+    peer.open()
+    for ticket in range(1, 4097):
+        peer.say(asking(PATH, ticket))
+        assert isinstance(peer.hear(), protocol.Asked)
+    peer.say(asking(PATH, 5000))
+    answer = peer.hear()
+    assert isinstance(answer, protocol.Answer)
+    assert answer.decision is Decision.DENY
+    (waits,) = broker.ask("approvals")
+    assert waits["waiting"] == 4096
+
+
+def test_one_users_questions_leave_room_for_anothers_hooks(ordinary_user: str) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("not root: the system's broker was not started")
+    broker = SystemBroker(group_of(ordinary_user))
+    fifo = broker.base / "fifo"
+    os.mkfifo(fifo)
+    broker.configure({**broker.settings, "approval_hook": ["/bin/cat", str(fifo)]})
+    broker.start()
+    try:
+        greedy = Peer(broker, ordinary_user)
+        mine = greedy.open("greedy")
+        for number in range(40):
+            greedy.say(asking({"path": f"/{number}"}, number))
+            assert isinstance(greedy.hear(), protocol.Asked)
+        other = Peer(broker, "root")
+        theirs = other.open("other")
+        other.say(asking(PATH, 1))
+        assert isinstance(other.hear(), protocol.Asked)
+        events = {
+            ident: [one["detail"]["event"] for one in broker.records("--session", ident)
+                    if one["type"] == "approval"]
+            for ident in (mine, theirs)
+        }  # fmt: skip
+        assert events[mine].count("hook-failed") == 40 - 16
+        assert events[theirs] == ["asked"]
+    finally:
+        os.close(os.open(fifo, os.O_RDWR | os.O_NONBLOCK))  # who waits to open it goes on
+        broker.close()
+
+
 # ---- resuming
+
+
+@pytest.mark.parametrize("restart", [True, False])
+def test_who_comes_back_may_do_what_was_approved_and_is_not_recorded_and_no_more(
+    restart: bool, broker: SystemBroker, ordinary_user: str
+) -> None:
+    rules = b'version: "1.0"\nrules:\n  - {action: file.write, path: "**", effect: ask}\n'
+
+    def connect(resume: str | None) -> tuple[Peer, str]:
+        words = (protocol.VERSION, "demo", ("true",), "/w", "p.yaml", rules)
+        for _ in range(1000):  # the end of the last connection may not have arrived yet
+            peer = Peer(broker, ordinary_user)
+            peer.say(protocol.Hello(*words, resume=resume))
+            lease = peer.hear()
+            if isinstance(lease, protocol.Lease):
+                return peer, lease.session
+            peer.channel.close()
+        raise AssertionError("it cannot come back")
+
+    def deed(number: int, target: dict[str, Any]) -> bytes:
+        fingerprint = fingerprint_of("file.write", target)
+        fields = ("/bin/x", "file.write", target, fingerprint, "allow", "p:1", "", "notify")
+        tail = b"".join(msgspec.msgpack.encode(field) for field in fields)
+        return protocol.decided_packet(tail, number, 1, 1)
+
+    def away_and_back() -> Peer:
+        if restart:
+            broker.stop(9)
+            broker.start()
+        peer.channel.close()
+        return connect(ident)[0]
+
+    peer, ident = connect(None)
+    approved = [{"path": f"/{number}"} for number in range(2)]
+    peer.say(protocol.Started(1, {}))
+    for ticket, target in enumerate(approved):
+        peer.say(asking(target, ticket))
+        asked = peer.hear()
+        assert isinstance(asked, protocol.Asked)
+        assert Peer(broker, "root").ask(control.Approve(asked.approval)).error is None
+        assert isinstance(peer.hear(), protocol.Answer)
+    peer.say(deed(2, approved[0]), protocol.Flush())
+    while peer.hear() != protocol.Ack(2):
+        pass
+    # One was done and recorded, one was approved only.
+    peer = away_and_back()
+    peer.say(deed(3, approved[1]), protocol.Flush())
+    assert peer.hear() == protocol.Ack(3)
+    for target in ({"path": "/never-asked"},) if restart else ({"path": "/x"}, *approved):
+        if not restart:
+            peer = away_and_back()
+        peer.say(deed(4, target))
+        assert isinstance(peer.hear(), protocol.Refused), target
+    recorded = broker.records("--session", ident, "--type", "decision")
+    assert [one["target"] for one in recorded] == approved
 
 
 @pytest.mark.parametrize("who", ["root", "itself"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from safeclaw.daemon.approvals import Approvals, Asker, Grant, Question, Scope, new_name
@@ -105,11 +106,28 @@ def test_what_nobody_waits_for_is_no_question_any_more() -> None:
 def test_a_session_may_ask_only_so_much_at_once() -> None:
     approvals = Approvals()
     number = 0
-    while not approvals.full("session-1"):
+    while not approvals.full(ASKER):
         approvals.ask(question(approvals, mark=str(number)), number)
         number += 1
     assert number == 64
-    assert not approvals.full("session-2")
+    assert not approvals.full(msgspec.structs.replace(ASKER, session="session-2"))
+    assert not approvals.full(ASKER, joining=True)
+    while not approvals.full(ASKER, joining=True):
+        approvals.ask(approvals.pending[0], number)
+        number += 1
+    assert number == 4096
+    assert not approvals.full(msgspec.structs.replace(ASKER, session="session-2"), joining=True)
+
+
+def test_a_user_may_ask_only_so_much_at_once_in_however_many_sessions() -> None:
+    approvals = Approvals()
+    asker, number = ASKER, 0
+    while not approvals.full(asker):
+        approvals.ask(question(approvals, asker, str(number)), number)
+        number += 1
+        asker = msgspec.structs.replace(ASKER, session=f"session-{number}")
+    assert number == 256
+    assert not approvals.full(msgspec.structs.replace(asker, uid=ASKER.uid + 1))
 
 
 def test_no_answer_in_time_is_seen() -> None:
