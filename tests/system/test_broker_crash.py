@@ -91,7 +91,7 @@ while True:
     open("made", "w").close()
     os.write(said, b".")
 """
-PATIENCE = 60.0
+PATIENCE = 300.0
 
 
 class Writer:
@@ -263,13 +263,12 @@ def crash(place: Path, rounds: list[tuple[bool, str]], seed: int) -> None:
     acknowledged = rolled = pruned = rotated = 0
     with pytest.MonkeyPatch.context() as patch:
         old = aged(place, patch)
-    steady = place / "steady" / "state"
     for number, (turning, call) in enumerate(rounds):
         if turning:
             state = place / "turning" / "state"
             shutil.copytree(old, state)
         else:
-            state = steady
+            state = place / str(number // ROUNDS_OF_A_CHAIN) / "state"
         if not state.exists():
             state.mkdir(parents=True, mode=0o700)
             with broker(state, small=turning) as (process, _):  # makes the chain
@@ -296,8 +295,6 @@ def crash(place: Path, rounds: list[tuple[bool, str]], seed: int) -> None:
             rolled += report.epochs > 1
             pruned += report.pruned > 0
             rotated += len(files.segments(state / "journal")) > before - 4 * (report.pruned > 0)
-            shutil.rmtree(state.parent)
-        elif number % ROUNDS_OF_A_CHAIN == ROUNDS_OF_A_CHAIN - 1:
             shutil.rmtree(state.parent)
     print(f"\n{len(rounds)} crashes, {acknowledged} acknowledged records, none lost")
     for (turning, call, name), count in sorted(killed.items()):
