@@ -33,6 +33,9 @@ SOCKET_NAME = "broker.sock"
 LOCK_NAME = "start.lock"
 #: How long to wait for a broker that has accepted a session.
 ANSWER = 5.0
+#: How long for one that may have just been started, too: it has a journal to look through, on a
+#: machine that may be busy; nothing runs yet that it could let down.
+START = 30.0
 
 
 def state_directory(environment: dict[str, str]) -> Path:

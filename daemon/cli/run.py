@@ -129,7 +129,7 @@ class _Run:
         from safeclaw.sandbox.spec import Degraded, Isolation
 
         runtime = kept.runtime(str(self._state))
-        lease = self._client.lease(client.ANSWER if options.grace is None else options.grace)
+        lease = self._client.lease(client.START if options.grace is None else options.grace)
         policy = lease.policy
         command = self._command()
         files = (*self._in_force(name, *(parent.name for parent in parents)), *lease.read_only)

@@ -49,13 +49,17 @@ def test_three_agents_outlive_their_broker(three: Deployed, how: tuple[str, ...]
 def test_a_journald_that_is_restarted_misses_nothing(three: Deployed, how: str) -> None:
     machine = three.machine
     words = ("kill", "--signal=KILL", "--kill-whom=main") if how == "kill" else ("restart",)
+    before = machine.show("systemd-journald", "MainPID")
     machine.systemctl(*words, "systemd-journald.service")
     for name in AGENTS:
         three.goes_on(name)
+    assert machine.show("systemd-journald", "MainPID") != before
     said = three.verify("--journald")
     assert ": intact\n" in said
-    assert "journald lost" not in said
     assert "nothing before record" not in said
+    # One that is killed may take along what it has just received.
+    lost = re.search(r"journald lost (\d+) records", said)
+    assert lost is None or (how == "kill" and lost[1] == "1"), said
 
 
 def test_what_journald_has_forgotten_is_named_and_no_tampering(three: Deployed) -> None:

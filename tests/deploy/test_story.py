@@ -203,6 +203,7 @@ def test_a_verification_that_fails_is_seen(demo: Deployed) -> None:
     machine.systemctl("start", "safeclaw-verify")
     assert machine.show("safeclaw-verify", "Result") == {"Result": "success"}
     assert not machine.journal("PRIORITY=1")
+    machine.systemctl("is-active", "safeclaw-verify.timer")
     machine.systemctl("stop", "safeclaw-agent@demo", "safeclawd.socket", "safeclawd.service")
     segment = "/var/lib/safeclaw/journal/segment-000001.jsonl"
     machine.run("sed", "--in-place=.whole", "s/demo:1/demo:2/", segment)
