@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from safeclaw.daemon.evidence import period
@@ -69,7 +69,6 @@ def test_an_end_before_the_begin_is_a_usage_error() -> None:
 
 
 @given(st.integers(1, 70), st.integers(0, 40), st.data())
-@settings(deadline=None)
 def test_every_leaf_has_a_proof_and_no_other_leaf_has_it(
     size: int, base: int, data: st.DataObject
 ) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from safeclaw.daemon.cli.audit import audit_group
@@ -105,7 +105,6 @@ def tree(size: int) -> Frontier:
 
 
 @given(st.integers(0, 130), st.integers(0, 130), st.data())
-@settings(deadline=None)
 def test_a_tree_is_shown_to_continue_every_smaller_one_and_no_other(
     old: int, more: int, data: st.DataObject
 ) -> None:
