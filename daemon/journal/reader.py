@@ -144,6 +144,7 @@ def follow(
         JournalError: as :func:`read`.
     """
     pyinotify: Any = importlib.import_module("pyinotify")  # it has no types
+    pyinotify.log.setLevel("CRITICAL")  # what cannot be watched cannot be read, which is said
 
     def wanted(record: Record) -> bool:
         return matches(

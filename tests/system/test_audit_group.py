@@ -99,9 +99,10 @@ def test_an_auditor_reads_and_verifies_without_root_and_changes_nothing(
     refused = audit("verify", groups=[])
     assert refused.returncode == 3, refused.stdout
     assert "Permission denied" in refused.stdout
-    for words in (("show",), ("summary",), ("keys", "show")):
+    for words in (("show",), ("tail",), ("summary",), ("keys", "show")):
         denied = audit(*words, groups=[])
         assert denied.returncode != 0
+        assert denied.stderr.startswith("safeclaw: ")
         assert "Traceback" not in denied.stderr
     # The group lets nobody write, read a private key, or take the writer's lock.
     rolled = audit("keys", "roll", groups=[AUDITORS])
