@@ -30,6 +30,8 @@ from safeclaw.policies.model import Decision, printable
 
 #: How many refusals of one user are recorded in a minute; then only their number.
 _REFUSALS_A_MINUTE = 60
+#: How many orders of the kill switch one user may have for sessions of their own.
+_ORDERS_MAX = 64
 #: How much of what somebody said who is refused is recorded, in characters.
 _REFUSED_TEXT_MAX = 1024
 
@@ -179,6 +181,14 @@ class Authority:
         if single is not None and (everybody or single.uid == peer.uid):
             hit = [single]
         else:
+            # SAFETY: they are on file, and read whole.  Who has them all still stops all at once.
+            own = [one.agent for one in self.switch.switches if one.uid == peer.uid]
+            known = request.agent is None or request.agent in own
+            if not everybody and not known and len(own) >= _ORDERS_MAX:
+                raise BrokerError(
+                    f"{len(own)} orders of {user_name(peer.uid)} stand already",
+                    hint="safeclaw kill --all, or the session's id; safeclaw resume lifts orders",
+                )
             order = Switch(_now(), peer.uid, printable(request.why), uid, request.agent)
             # SAFETY: on disk before anybody is stopped: what comes up meanwhile finds it.
             self.switch.add(order)

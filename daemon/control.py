@@ -17,6 +17,10 @@ from safeclaw.errors import BrokerError
 LAST_MAX = 100_000
 
 
+#: What is kept, or recorded, as it is said.
+Text = Annotated[str, msgspec.Meta(max_length=4096)]
+
+
 class _Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pass
 
@@ -32,15 +36,15 @@ class Sessions(_Request, frozen=True, tag="sessions"):
 class Kill(_Request, frozen=True, tag="kill"):
     """Stop an agent (or a session, by its id; ``None``: all), and keep it down."""
 
-    agent: str | None
-    why: str = ""
+    agent: Text | None
+    why: Text = ""
 
 
 class Resume(_Request, frozen=True, tag="resume"):
     """Let an agent (``None``: all) run again."""
 
     agent: str | None
-    why: str = ""
+    why: Text = ""
 
 
 class ListApprovals(_Request, frozen=True, tag="approvals"):
@@ -53,14 +57,14 @@ class Approve(_Request, frozen=True, tag="approve"):
     id: str
     scope: str = "once"
     seconds: Annotated[int, msgspec.Meta(ge=0, le=3660 * 86400)] = 0
-    why: str = ""
+    why: Text = ""
 
 
 class Refuse(_Request, frozen=True, tag="refuse"):
     """Say no."""
 
     id: str
-    why: str = ""
+    why: Text = ""
 
 
 class AddAgent(_Request, frozen=True, tag="agent-add"):
@@ -83,7 +87,7 @@ class Agents(_Request, frozen=True, tag="agents"):
 class Review(_Request, frozen=True, tag="agent-review"):
     """The access review, as text; that it was made is recorded with the text's hash."""
 
-    why: str = ""
+    why: Text = ""
 
 
 class RotateKey(_Request, frozen=True, tag="agent-rotate"):
@@ -99,14 +103,14 @@ class RevokeKey(_Request, frozen=True, tag="agent-revoke"):
 
     name: str
     key: str | None = None
-    why: str = ""
+    why: Text = ""
 
 
 class RemoveAgent(_Request, frozen=True, tag="agent-remove"):
     """Revoke all keys and take the agent off the list."""
 
     name: str
-    why: str = ""
+    why: Text = ""
 
 
 class SetPolicy(_Request, frozen=True, tag="agent-policy"):
@@ -129,7 +133,7 @@ class ApprovePolicy(_Request, frozen=True, tag="policy-approve"):
 
     policy: str
     sha256: str
-    why: str = ""
+    why: Text = ""
 
 
 class RefusePolicy(_Request, frozen=True, tag="policy-refuse"):
@@ -137,7 +141,7 @@ class RefusePolicy(_Request, frozen=True, tag="policy-refuse"):
 
     policy: str
     sha256: str
-    why: str = ""
+    why: Text = ""
 
 
 class RollBack(_Request, frozen=True, tag="policy-rollback"):
@@ -149,7 +153,7 @@ class RollBack(_Request, frozen=True, tag="policy-rollback"):
 
     policy: str
     to: str
-    why: str
+    why: Text
 
 
 class PolicyText(_Request, frozen=True, tag="policy-text"):

@@ -11,6 +11,7 @@ import msgspec
 
 from safeclaw.daemon.peer import user_name
 from safeclaw.errors import PolicyError
+from safeclaw.policies import source
 
 
 class Hands(msgspec.Struct, frozen=True):
@@ -21,10 +22,11 @@ class Hands(msgspec.Struct, frozen=True):
     def check(self, path: str) -> None:
         """Raise PolicyError when somebody else may change or replace a file (cf. sshd_config(5)).
 
-        SAFETY: whoever may write to any directory above may put another file in its place.
+        SAFETY: whoever may write to any directory above may put another file in its place; so
+        may who can replace a symbolic link on the way, wherever that one lies.
         """
-        real = os.path.realpath(path)
-        for place in dict.fromkeys((path, real, *_above(path), *_above(real))):
+        ways = (path, *source.links(path), os.path.realpath(path))
+        for place in dict.fromkeys(step for way in ways for step in (way, *_above(way))):
             try:
                 found = os.lstat(place)
             except OSError as problem:

@@ -350,6 +350,8 @@ class InForce:
         from safeclaw.policies.compare import compare
 
         known = self._found.get(ref)
+        if known is not None and known.version.sha256 != current.sha256:
+            known = None  # another came into force while this thread looks
         try:
             old = known if known is not None else self.archive.load(current)
         except PolicyError as problem:

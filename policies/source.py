@@ -180,18 +180,19 @@ def _places(paths: tuple[str, ...]) -> tuple[str, ...]:
     found: dict[str, None] = {}
     for path in paths:
         found[os.path.realpath(path)] = None
-        found |= dict.fromkeys(_links(os.path.abspath(path), 0))
+        found |= dict.fromkeys(links(os.path.abspath(path)))
     return tuple(found)
 
 
-def _links(path: str, depth: int) -> Iterator[str]:
+def links(path: str, depth: int = 0) -> Iterator[str]:
+    """Yield every symbolic link on the way of an absolute path; ``depth``: how many came before."""
     here, parts = "/", [part for part in path.split("/") if part]
     for at, part in enumerate(parts):
         step = os.path.join(here, part)
         if os.path.islink(step) and depth < _LINKS_MAX:
             yield step
             rest = os.path.join(here, os.readlink(step), *parts[at + 1 :])
-            yield from _links(os.path.normpath(rest), depth + 1)
+            yield from links(os.path.normpath(rest), depth + 1)
             return
         here = step
 

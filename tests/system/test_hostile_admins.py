@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -145,3 +146,24 @@ def test_a_yes_is_for_the_text_that_was_shown_not_for_one_that_begins_alike(
     # Nothing but the digits stood between.
     assert as_admin(broker, BOB, "policy", "approve", "demo", swapped) == 0
     assert in_force(broker) == swapped
+
+
+def test_a_link_on_the_way_that_its_owner_may_turn_is_no_way_to_a_policy(
+    making: Making, ordinary_user: str
+) -> None:
+    broker = making()
+    theirs = broker.base / "theirs"
+    theirs.mkdir()
+    shutil.chown(theirs, ordinary_user)
+    real = broker.config / "policies" / "real.yaml"
+    real.write_text(WIDE)
+    (theirs / "link").symlink_to(real)
+    os.lchown(theirs / "link", 0, 0)
+    # root's, to root's, by way of a directory in which somebody may put another link
+    (broker.config / "policies" / "through.yaml").symlink_to(theirs / "link")
+    words = ("agent", "add", "through", "--policy", "through", "--owner", "o")
+    refused = broker.safeclaw(*words, "--environment", "e")
+    assert refused.returncode == 125
+    assert f"{theirs} may be changed by user {ordinary_user}" in refused.stderr
+    shutil.chown(theirs, "root")
+    assert broker.safeclaw(*words, "--environment", "e").returncode == 0

@@ -445,6 +445,26 @@ def test_a_session_is_resumed_by_its_user_as_its_agent_and_only_once(
 # ---- the kill switch
 
 
+def test_a_users_orders_do_not_fill_the_kill_switch_and_all_can_still_be_stopped(
+    broker: SystemBroker, ordinary_user: str
+) -> None:
+    peer = Peer(broker, ordinary_user)
+    for number in range(64):
+        assert peer.ask(control.Kill(f"x{number}")).error is None
+    assert "64 orders" in str(peer.ask(control.Kill("x64")).error)
+    assert peer.ask(control.Kill("x1", "again")).error is None
+    peer.say(control.encode(control.Kill("y" * 60_000)))
+    assert "not a request" in str(getattr(peer.hear(), "error", ""))
+    assert len(broker.ask("status")["killed"]) == 64
+    root = Peer(broker, "root")
+    assert root.ask(control.Kill("x64")).error is None
+    assert peer.ask(control.Kill(None)).error is None
+    assert peer.ask(control.Resume(None)).error is None
+    other = Peer(broker, ordinary_user)
+    other.say(hello("x3"))
+    assert isinstance(other.hear(), protocol.Refused)
+
+
 def test_who_ignores_the_kill_switch_gets_no_more_time_and_nobody_dies_in_its_place(
     broker: SystemBroker, ordinary_user: str
 ) -> None:
