@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from safeclaw.daemon.service import Service
 
 SYSTEM_SOCKET = Path("/run/safeclaw/broker.sock")
+SYSTEM_STATE = Path("/var/lib/safeclaw")
 #: What belongs to the system's broker: out of every agent's reach, whoever decides for it.
 SYSTEM_PLACES = ("/run/safeclaw", "/var/lib/safeclaw", "/etc/safeclaw", "/run/credentials")
 SOCKET_NAME = "broker.sock"
@@ -65,6 +66,18 @@ def prepare(state: Path) -> None:
     if stat.S_IMODE(found.st_mode) & 0o077:
         raise BrokerError(
             f"the state directory {state} is open to other users", hint=f"chmod 700 {state}"
+        )
+
+
+def check_system() -> None:
+    """Raise BrokerGoneError where a system's broker has been, and its socket is not there.
+
+    SAFETY: root's own broker would be asked otherwise, and find nobody to stop.
+    """
+    if os.geteuid() == 0 and SYSTEM_STATE.is_dir() and not SYSTEM_SOCKET.exists():
+        raise BrokerGoneError(
+            f"no broker answers at {SYSTEM_SOCKET}: it is not there",
+            hint="systemctl start safeclawd.socket",
         )
 
 

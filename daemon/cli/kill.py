@@ -5,12 +5,9 @@ from __future__ import annotations
 import click
 
 from safeclaw.daemon import control
-from safeclaw.daemon.cli import asking
-from safeclaw.errors import BrokerGoneError, UsageError
+from safeclaw.daemon.cli import asking, stopping
+from safeclaw.errors import UsageError
 from safeclaw.policies.model import printable
-
-#: Sessions are given ten seconds to be gone; the broker answers then at the latest.
-_PATIENCE = 15.0
 
 
 def _whom(name: str | None, everybody: bool) -> str | None:
@@ -26,25 +23,7 @@ def _whom(name: str | None, everybody: bool) -> str | None:
 @asking.common
 def kill_command(name: str | None, everybody: bool, why: str, broker: str, as_json: bool) -> int:
     """Throw the switch, and wait until the processes are gone."""
-    from safeclaw.daemon.cli import lastresort
-
-    agent = _whom(name, everybody)
-    try:
-        found = asking.ask(broker, control.Kill(agent, why), _PATIENCE)
-    except BrokerGoneError as problem:
-        return lastresort.kill(agent, why, problem)
-    if as_json:
-        asking.echo_json(found)
-    else:
-        count = len(found["sessions"])
-        whom = "every agent" if agent is None else printable(agent)
-        again = "--all" if agent is None else printable(agent)
-        click.echo(f"{whom}: {count} sessions stopped; down until safeclaw resume {again}")
-        if agent is not None and not count:
-            click.echo(
-                "hint: nothing of that name was running; safeclaw ps, safeclaw agent list", err=True
-            )
-    return 0
+    return stopping.stop(stopping.Order(_whom(name, everybody), why, broker, as_json))
 
 
 @click.command(help="Let an agent, or all, run again.")

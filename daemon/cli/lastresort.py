@@ -9,26 +9,23 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
-
-import click
 
 from safeclaw.daemon import client
 from safeclaw.daemon.killswitch import KillSwitch, Switch
 from safeclaw.errors import BrokerError
 from safeclaw.policies.model import printable
 
-_SYSTEM_STATE = Path("/var/lib/safeclaw")
-
 
 def kill(agent: str | None, why: str, problem: BrokerError) -> int:
     """Stop everything without the broker; re-raise ``problem`` where that cannot be."""
-    state = _SYSTEM_STATE
-    if os.geteuid() != 0 or not client.SYSTEM_SOCKET.exists() or not state.is_dir():
+    state = client.SYSTEM_STATE
+    if os.geteuid() != 0 or not state.is_dir():
         raise problem
     for line in problem.diagnostics():
-        click.echo(line, err=True)
+        print(line, file=sys.stderr)
     order = Switch(
         time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), 0, printable(why), None, agent
     )
@@ -47,7 +44,7 @@ def kill(agent: str | None, why: str, problem: BrokerError) -> int:
         finally:
             os.close(pidfd)
     whom = "every agent" if agent is None else printable(agent)
-    click.echo(
+    print(
         f"{whom}: {count} supervisors killed without the broker; the order is on file\n"
         "hint: systemctl restart safeclawd; then safeclaw status"
     )

@@ -10,7 +10,7 @@ import gc
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from types import ModuleType
 from typing import Final, cast
 
@@ -126,6 +126,8 @@ def _dispatch(words: list[str]) -> int:
     match verb:
         case "run":
             return _run(words[1:])
+        case "kill" if (status := _kill(words[1:])) is not None:
+            return status
         case _ if verb in VERBS:
             module, _, name = VERBS[verb].partition(":")
             command: Callable[..., object] = getattr(importlib.import_module(module), name)
@@ -150,7 +152,9 @@ def _dispatch(words: list[str]) -> int:
             )
 
 
-def _run(words: list[str]) -> int:
+@contextlib.contextmanager
+def _lean() -> Generator[None]:
+    """Import what the block imports, and nothing that it can do without."""
     # Start-up makes much and drops little; run and the broker switch it on again.
     gc.disable()
     # msgspec takes what it needs from there, or else from typing, which has it from 3.11 on;
@@ -160,11 +164,24 @@ def _run(words: list[str]) -> int:
     if hide:
         absent["typing_extensions"] = None
     try:
-        from safeclaw.daemon.cli.run import run
+        yield
     finally:
         if hide:
             del absent["typing_extensions"]
+
+
+def _run(words: list[str]) -> int:
+    with _lean():
+        from safeclaw.daemon.cli.run import run
     return run(words)
+
+
+def _kill(words: list[str]) -> int | None:
+    """Stop agents; None for words that click has to explain."""
+    with _lean():
+        from safeclaw.daemon.cli import stopping
+    order = stopping.read(words)
+    return None if order is None else stopping.stop(order)
 
 
 def _click(group: Callable[..., object], words: list[str]) -> int:
