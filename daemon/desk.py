@@ -306,6 +306,7 @@ class Desk:
             keys_due=tuple(agent.name for agent in agents if agent.newest <= old),
             policies=self.authority.policies.hashes(),
             policies_waiting=self.authority.policies.waiting(),
+            policy_problems=self.authority.policies.problems(),
             decisions_total=decisions,
             denials_total=denials,
             refusals_total=self.health.refusals,

@@ -60,6 +60,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     keys_due: tuple[str, ...]
     policies: dict[str, str]
     policies_waiting: dict[str, str]
+    policy_problems: dict[str, str]
     decisions_total: int
     denials_total: int
     refusals_total: int

@@ -151,7 +151,7 @@ class InForce:
         return {
             "in_force": self.hashes(),
             "pending": self.waiting(),
-            "problems": dict(self._problems),
+            "problems": self.problems(),
         }
 
     def waiting(self) -> dict[str, str]:
@@ -161,6 +161,10 @@ class InForce:
             for one in self.states
             if one.pending is not None and one.pending.refused is None
         }
+
+    def problems(self) -> dict[str, str]:
+        """Return why what stands in a file is not in force, by reference."""
+        return dict(self._problems)
 
     def get(self, ref: str) -> Found:
         """Return the policy in force under a reference; read it, the first time.

@@ -169,6 +169,7 @@ class Requests:
                 "keys_due": now.keys_due,
                 "policies": now.policies,
                 "policies_waiting": now.policies_waiting,
+                "policy_problems": now.policy_problems,
                 "alerts": msgspec.to_builtins(now.alerts),
             }
         return told

@@ -65,6 +65,9 @@ def _whole(found: dict[str, Any]) -> list[str]:
         lines.append(f"policy in force: {ref} {sha256}")
     for ref, sha256 in sorted(found["policies_waiting"].items()):
         lines.append(f"waits for two people: {ref} {sha256}")
+    for ref, problem in sorted(found["policy_problems"].items()):
+        said = "; ".join(problem.splitlines())
+        lines.append(f"policy {ref}: what its file says is not in force: {said}")
     if alerts["configured"] or alerts["raised"]:
         hook = "" if alerts["configured"] else ", and no alert_hook is set"
         lines.append(f"alerts: {alerts['raised']}, hooks started: {alerts['sent']}{hook}")

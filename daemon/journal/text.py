@@ -54,6 +54,8 @@ def summary(record: Record) -> str:
         words = ["would", "deny"]
     if record.action is not None:
         words.append(record.action)
+    elif record.decision is not None:
+        words.insert(0, record.type)
     if record.target is not None:
         words.append(target_text(record.target))
     if record.decision is None and record.detail is not None and record.type != "checkpoint":
