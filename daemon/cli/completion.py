@@ -11,6 +11,7 @@ import re
 from importlib import import_module
 
 import click
+from click import shell_completion
 
 from safeclaw.daemon.cli.main import VERBS
 
@@ -64,8 +65,19 @@ def verbs() -> click.Group:
     return Verbs("safeclaw")
 
 
+class ZshComplete(shell_completion.ZshComplete):
+    """click's, with an end that completes every time.
+
+    An autoloaded function is ``loadautofunc`` in its first call only: from the second on, click's
+    script would register itself anew and complete nothing.
+    """
+
+    source_template = shell_completion.ZshComplete.source_template.replace(
+        "$zsh_eval_context[-1] == loadautofunc", "$funcstack[1] == _%(prog_name)s"
+    )
+
+
 def complete(instruction: str) -> int:
     """Answer a shell; ``instruction`` is what it put into ``_SAFECLAW_COMPLETE``."""
-    from click.shell_completion import shell_complete
-
-    return shell_complete(verbs(), {}, "safeclaw", VARIABLE, instruction)
+    shell_completion.add_completion_class(ZshComplete)
+    return shell_completion.shell_complete(verbs(), {}, "safeclaw", VARIABLE, instruction)
