@@ -135,6 +135,16 @@ def switch(sessions: int, cwd: Path, policy: Path) -> float:
     return took
 
 
+def alone(cwd: Path) -> float:
+    """Return the milliseconds that the command takes when there is nobody to stop."""
+    begin = time.perf_counter()
+    command = [str(SAFECLAW), "kill", "--all", "--why", "measured"]
+    subprocess.run(command, cwd=cwd, stdout=subprocess.DEVNULL, check=True)
+    took = (time.perf_counter() - begin) * 1000
+    subprocess.run([str(SAFECLAW), "resume", "--all"], stdout=subprocess.DEVNULL, check=True)
+    return took
+
+
 def idle(seconds: float, cwd: Path, policy: Path, broker: int) -> list[str]:
     """Return what an idle broker and an idle supervisor use."""
     agent = subprocess.Popen(
@@ -179,19 +189,23 @@ def measure(sessions: int, rounds: int, seconds: float) -> list[str]:
                 used = idle(seconds, base / "work", policy, broker)
                 floors: list[float] = []
                 switches: list[float] = []
+                commands: list[float] = []
                 for _ in range(rounds):
                     floors.append(floor(sessions, base / "work"))
                     switches.append(switch(sessions, base / "work", policy))
+                    commands.append(alone(base / "work"))
         finally:
             if before is None:
                 del os.environ["XDG_STATE_HOME"]
             else:
                 os.environ["XDG_STATE_HOME"] = before
     low, high = statistics.median(floors), statistics.median(switches)
+    least = statistics.median(commands)
     return [
         f"idle, over {seconds:.0f} s each",
         *used,
         f"everything stopped, {sessions} sessions that open files (median of {rounds})",
         f"  {'SIGKILL to their groups':<28} {low:9.2f} ms     1.00 x",
         f"  {'safeclaw kill --all':<28} {high:9.2f} ms   {high / low:6.2f} x",
+        f"  {'the same, nobody to stop':<28} {least:9.2f} ms   {least / low:6.2f} x",
     ]
