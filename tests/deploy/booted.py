@@ -34,6 +34,10 @@ PACKAGES = (
     "adduser",
     "bsdutils",
     "git",
+    # The shells that the package brings completion for.
+    "bash-completion",
+    "zsh",
+    "fish",
 )
 _READY = 60.0
 
@@ -104,6 +108,23 @@ def overlay(lower: Path, where: Path) -> Generator[Path]:
         shutil.rmtree(where)
 
 
+def _cgroup() -> Path:
+    """Return this process's cgroup in the unified hierarchy (cgroups(7))."""
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    mounted = next(words[1] for words in mounts if words[2] == "cgroup2")
+    own = Path("/proc/self/cgroup").read_text().splitlines()
+    return Path(mounted + next(line[3:] for line in own if line.startswith("0::")))
+
+
+def _matches(entry: dict[str, Any], matches: Sequence[str]) -> bool:
+    """Whether an entry matches, as journalctl(1) has it: any value of each field that is named."""
+    wanted: dict[str, set[str]] = {}
+    for match in matches:
+        name, _, value = match.partition("=")
+        wanted.setdefault(name, set()).add(value)
+    return all(entry.get(name) in values for name, values in wanted.items())
+
+
 class Booted:
     """A booted Debian.  ``leader`` is its systemd, seen from here."""
 
@@ -111,16 +132,27 @@ class Booted:
         self.root = root
         self.leader = 0
         self._console = open(root.parent / "console", "wb")  # noqa: SIM115
-        self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._address = root.parent / "notify"
-        self._notify.bind(str(self._address))
-        self._notify.settimeout(_READY)
+        # One of its own: else machines that run at once find each other's processes in their units.
+        self._cgroup = Path(tempfile.mkdtemp(dir=_cgroup(), prefix="safeclaw-machine."))
         self._boot()
 
     def _boot(self) -> None:
         """Switch it on, and wait until it is up."""
+        # Only until then: what systemd says later is for nobody here, and once it filled the queue,
+        # systemd would wait for a reader.
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+            self._address.unlink(missing_ok=True)
+            notify.bind(str(self._address))
+            notify.settimeout(_READY)
+            self._start()
+            self._wait_ready(notify)
+        self.run("systemctl", "is-system-running", "--wait", check=False)
+
+    def _start(self) -> None:
         self._nspawn = subprocess.Popen(
             [
+                *("sh", "-euc", 'echo $$ >"$0" && exec "$@"', f"{self._cgroup}/cgroup.procs"),
                 "systemd-nspawn",
                 f"--directory={self.root}",
                 "--boot",
@@ -147,20 +179,18 @@ class Booted:
                 "NOTIFY_SOCKET": str(self._address),
             },
         )
-        self._wait_ready()
 
-    def _wait_ready(self) -> None:
+    def _wait_ready(self, notify: socket.socket) -> None:
         """Wait until a system is up: systemd says so to nspawn, and nspawn to us."""
         leader = 0
         try:
             while True:
-                for line in self._notify.recv(4096).decode().splitlines():
+                for line in notify.recv(4096).decode().splitlines():
                     name, _, value = line.partition("=")
                     if name == "X_NSPAWN_LEADER_PID":
                         leader = int(value)
                     elif name == "READY" and leader:
                         self.leader = leader
-                        self.run("systemctl", "is-system-running", "--wait", check=False)
                         return
         except TimeoutError:
             self._nspawn.kill()
@@ -254,8 +284,10 @@ class Booted:
 
         ``past`` begins with what journald has already.
         """
-        after = [] if past else [f"--after-cursor={self._cursor()}"]
-        follow = ["journalctl", "--output=json", "--all", "--no-tail", "--follow", *after, *matches]
+        # With --follow, systemd 252 loses the first match after a cursor that matches nothing: what
+        # comes after one is told apart here.
+        which = matches if past else [f"--after-cursor={self._cursor()}"]
+        follow = ["journalctl", "--output=json", "--all", "--no-tail", "--follow", *which]
         # It ends with its standard input, and all of it in there: who waits for a file needs a
         # /proc/self, and a process whose parent was killed outside stays a zombie inside.
         script = '"$@" & read -r _; kill "$!"; wait "$!"'
@@ -268,10 +300,12 @@ class Booted:
                 # What does not come would hold up all the others.
                 patience = threading.Timer(_READY, end)
                 patience.start()
-                line = out.readline()
-                patience.cancel()
-                assert line, f"nothing came in {_READY:g} s: {matches}"
-                return cast("dict[str, Any]", json.loads(line))
+                for line in out:
+                    entry = cast("dict[str, Any]", json.loads(line))
+                    if past or _matches(entry, matches):
+                        patience.cancel()
+                        return entry
+                raise AssertionError(f"nothing came in {_READY:g} s: {matches}")
 
             yield seen
 
@@ -315,5 +349,6 @@ class Booted:
                 os.kill(self.leader, signal.SIGKILL)
                 self._nspawn.wait()
         self._console.close()
-        self._notify.close()
         self._address.unlink(missing_ok=True)
+        for place, _, _ in os.walk(self._cgroup, topdown=False):
+            os.rmdir(place)

@@ -136,6 +136,31 @@ def installed(package: Path) -> Generator[Path]:
         yield place
 
 
+@pytest.fixture(scope="session")
+def newer(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same package under a higher version, which the program itself tells, too."""
+    place = tmp_path_factory.mktemp("newer")
+    tree = place / "tree"
+    subprocess.run(["dpkg-deb", "--raw-extract", str(package), str(tree)], check=True)
+    control = tree / "DEBIAN/control"
+    (version,) = [
+        line.split()[1] for line in control.read_text().splitlines() if line.startswith("Version: ")
+    ]
+    control.write_text(control.read_text().replace(version, f"{version}+next", 1))
+    (metadata,) = tree.glob("usr/lib/safeclaw/lib/python3*/site-packages/safeclaw-*/METADATA")
+    before = hashlib.md5(metadata.read_bytes()).hexdigest()
+    metadata.write_text(
+        metadata.read_text().replace(f"\nVersion: {version}\n", f"\nVersion: {version}+next\n", 1)
+    )
+    sums = tree / "DEBIAN/md5sums"
+    after = hashlib.md5(metadata.read_bytes()).hexdigest()
+    assert before in sums.read_text() != after
+    sums.write_text(sums.read_text().replace(before, after))
+    made = place / "newer.deb"
+    subprocess.run(["dpkg-deb", "-Zgzip", "-z1", "--build", str(tree), str(made)], check=True)
+    return made
+
+
 @pytest.fixture
 def boot(tmp_path: Path) -> Generator[Boot]:
     """Boots a copy of a tree; all are switched off at the end of the test."""

@@ -42,10 +42,10 @@ class Deployed:
         words = ("--policy", policy, "--owner", "olga", "--environment", "test")
         return self.machine.run("safeclaw", "agent", "add", name, *words, *more).stdout.strip()
 
-    def agent(self, name: str, command: str, script: str = "") -> None:
+    def agent(self, name: str, command: str, script: str = "", policy: str = "demo") -> None:
         """Register an agent and set its unit up; ``script`` becomes its worker.py."""
         self.machine.systemctl("start", f"safeclaw-agent-user@{name}")
-        key = self.add(name, "--user", f"_agent-{name}")
+        key = self.add(name, "--user", f"_agent-{name}", policy=policy)
         self.machine.write(f"/etc/safeclaw/keys/{name}", key + "\n", 0o600)
         self.machine.write(f"/etc/safeclaw/agents/{name}.env", f"COMMAND={command}\n")
         if script:
