@@ -31,14 +31,15 @@ def kill(agent: str | None, why: str, problem: BrokerError) -> int:
     )
     leave(state, order)
     count = 0
-    for pid in supervisors(agent):
+    found = supervisors(agent)
+    for pid, parent in found.items():
         try:
             pidfd = os.pidfd_open(pid)
         except OSError:
             continue
         try:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            count += 1
+            count += parent not in found
         except ProcessLookupError:
             pass
         finally:
@@ -68,12 +69,15 @@ def leave(state: Path, order: Switch) -> None:
         os.setegid(group)
 
 
-def supervisors(agent: str | None) -> list[int]:
-    """Return the processes that run ``safeclaw run``, of one agent where that can be told."""
+def supervisors(agent: str | None) -> dict[int, int]:
+    """Return what runs as ``safeclaw run``, of one agent where that can be told, and its parents.
+
+    The first process of a session is its supervisor's child, and looks like it.
+    """
     import psutil
 
-    found: list[int] = []
-    for process in psutil.process_iter(["pid", "cmdline"]):
+    found: dict[int, int] = {}
+    for process in psutil.process_iter(["pid", "ppid", "cmdline"]):
         words: list[str] = process.info["cmdline"] or []
         names = [Path(word).name for word in words[:3]]
         if "safeclaw" not in names or words[names.index("safeclaw") + 1 :][:1] != ["run"]:
@@ -81,5 +85,5 @@ def supervisors(agent: str | None) -> list[int]:
         # SAFETY: an agent whose name cannot be told is taken along: this is the last resort.
         named = words[words.index("--agent") + 1 :][:1] if "--agent" in words else []
         if agent is None or named in ([], [agent]):
-            found.append(process.info["pid"])
+            found[process.info["pid"]] = process.info["ppid"]
     return found
