@@ -88,6 +88,8 @@ def base_tree(*more: str) -> Path:
             shutil.rmtree(new / "var/cache/apt", ignore_errors=True)
             shutil.rmtree(new / "var/lib/apt/lists", ignore_errors=True)
             (new / "etc/machine-id").write_text("")
+            # Else every package's coming and going has all manual pages indexed anew.
+            (new / "var/lib/man-db/auto-update").unlink(missing_ok=True)
             os.chmod(new, 0o755)
             new.rename(place)
     return place

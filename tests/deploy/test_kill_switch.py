@@ -268,7 +268,7 @@ def test_the_switch_works_where_no_broker_answers(deployed: Deployed) -> None:
         pidfds = fleet.pidfds()
         machine.systemctl("kill", "--signal=STOP", "safeclawd.service")
         machine.run("rm", "/run/safeclaw/broker.sock")
-        done = machine.run("safeclaw", "kill", "--all", "--why", "no broker")
+        done = machine.run("safeclaw", "kill", "--all", "--why", "drill")
         assert "no broker answers at /run/safeclaw/broker.sock" in done.stderr
         assert done.stdout.startswith("every agent: 2 supervisors killed without the broker;")
         ended(pidfds)
@@ -276,8 +276,9 @@ def test_the_switch_works_where_no_broker_answers(deployed: Deployed) -> None:
         # The next broker finds the order.
         machine.systemctl("kill", "--signal=KILL", "safeclawd.service")
         machine.systemctl("restart", "safeclawd.socket", "safeclawd.service")
+        head = deployed.records()[-1]["seq"]
         machine.systemctl("start", "--wait", fleet.units[0], check=False)
-        refused_as_killed(deployed, fleet.names[0], -1)
+        refused_as_killed(deployed, fleet.names[0], head)
         machine.run("safeclaw", "resume", "--all")
         machine.systemctl("start", fleet.units[0])
         deployed.works(fleet.names[0])
