@@ -21,7 +21,7 @@ from safeclaw.daemon import gate as daemon_gate
 from safeclaw.daemon import kept, launching
 from safeclaw.daemon.cli.main import main
 from safeclaw.policies.model import Attempt, Decision, Verdict
-from safeclaw.sandbox import binding, filters, linux, mediator, programs, quick, syscalls
+from safeclaw.sandbox import binding, filters, first, linux, mediator, programs, quick, syscalls
 
 
 def _replace(owner: object, name: str, value: object) -> None:
@@ -93,6 +93,8 @@ def _pinned() -> None:
 
 def _landlock() -> None:
     _replace(linux, "landlock_restrict_self", _nothing)
+    # what stands in for the scope of signals where Landlock has none
+    _replace(first, "_own_group", _nothing)
 
 
 def _refusals() -> None:
