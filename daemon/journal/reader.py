@@ -154,7 +154,12 @@ def follow(
     manager = pyinotify.WatchManager()
     try:
         # Watched before it is read: what is written in between wakes us.
-        manager.add_watch(str(directory), pyinotify.IN_MODIFY | pyinotify.IN_CREATE)
+        events = pyinotify.IN_MODIFY | pyinotify.IN_CREATE
+        try:
+            manager.add_watch(str(directory), events, quiet=False)
+        except pyinotify.WatchManagerError as problem:
+            next(lines(directory), None)  # what cannot be read says so itself
+            raise JournalError(f"{directory}: cannot be watched: {problem}") from problem
         newest: deque[Record] = deque(maxlen=last)
         segment, number, offset = 0, 0, 0
         for path, number, line in lines(directory):

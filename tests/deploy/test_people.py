@@ -151,7 +151,7 @@ def test_without_user_namespaces_landlock_isolation_is_named_and_runs(
     assert said.returncode == 125
     error, hint = said.stderr.splitlines()
     assert error.startswith("safeclaw: the walls could not be put up: ")
-    assert error.endswith("Operation not permitted")
+    assert "Operation not permitted" in error
     assert hint.startswith("hint: ")
     assert "--isolation landlock" in hint
     assert _files(machine, MEMBER) == set()
