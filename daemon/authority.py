@@ -25,7 +25,7 @@ from safeclaw.daemon.services import Services, session_of
 from safeclaw.daemon.sessions import Session
 from safeclaw.daemon.settings import Settings
 from safeclaw.errors import BrokerError
-from safeclaw.policies.document import Policy
+from safeclaw.policies.document import Mode, Policy
 from safeclaw.policies.model import Decision, printable
 
 #: How many refusals of one user are recorded in a minute; then only their number.
@@ -112,6 +112,12 @@ class Authority:
                 hint=f"without --policy, or safeclaw agent set-policy {known.name} POLICY",
             )
         found = self.policy(known.policy)
+        if hello.observe and found.policy.mode is not Mode.OBSERVE:
+            # SAFETY: else who runs it would decide whether its policy binds.
+            raise BrokerError(
+                f"{known.name} is registered: whether it is only observed says its policy",
+                hint="without --observe, or with mode: observe in its policy",
+            )
         return Opening(known.name, found.policy, found.files, registered=True, key=key.id)
 
     def began(self, session: Session) -> None:

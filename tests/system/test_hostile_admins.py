@@ -21,6 +21,7 @@ from safeclaw.daemon.client import Client
 from safeclaw.daemon.peer import peer_of
 from safeclaw.errors import BrokerError
 from safeclaw.sandbox import linux
+from tests.system.conftest import Person
 from tests.system.system_broker import Making, brokers, group_of
 from tests.system.test_policy_change import ANN, BOB, DEMO, WIDE, as_admin, in_force, ruled
 
@@ -146,6 +147,30 @@ def test_a_yes_is_for_the_text_that_was_shown_not_for_one_that_begins_alike(
     # Nothing but the digits stood between.
     assert as_admin(broker, BOB, "policy", "approve", "demo", swapped) == 0
     assert in_force(broker) == swapped
+
+
+def test_who_runs_a_registered_agent_does_not_decide_whether_its_policy_binds(
+    making: Making, person: Person
+) -> None:
+    broker = making()
+    key = broker.add("demo")
+    (person.workspace / "later").mkdir()
+    words = ("--agent", "demo", "--", "/usr/bin/mkdir", "later/one")
+    refused = person.finish(broker.run(person, "--observe", *words, key=key))
+    assert refused.returncode == 125
+    assert "whether it is only observed says its policy" in refused.stderr
+    assert not (person.workspace / "later/one").exists()
+    # For an agent that nobody has registered it is the user's own to say.
+    file = person.write("demo.yaml", DEMO)
+    own = ("--observe", "--policy", str(file), "--agent", "mine", *words[2:])
+    assert person.finish(broker.run(person, *own)).returncode == 0
+    assert (person.workspace / "later/one").is_dir()
+    # For this one it is its policy's.
+    broker.policy("demo", DEMO.replace("rules:", "mode: observe\nrules:"))
+    broker.reload()
+    (person.workspace / "later/one").rmdir()
+    assert person.finish(broker.run(person, "--observe", *words, key=key)).returncode == 0
+    assert (person.workspace / "later/one").is_dir()
 
 
 def test_a_link_on_the_way_that_its_owner_may_turn_is_no_way_to_a_policy(
