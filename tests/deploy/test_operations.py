@@ -211,12 +211,11 @@ def policy(reader: Reader) -> None:
 
 def anchors(reader: Reader) -> None:
     machine = reader.machine
-    first, second = reader.blocks("Anchors: copies that this host cannot change")
-    reader.do(first)
-    for command in second.splitlines():
-        reader.do(command)
-        if command.startswith("systemd-run "):
-            machine.wait_for("_SYSTEMD_UNIT=safeclaw-witness.service")
+    keep, there, here = reader.blocks("Anchors: copies that this host cannot change")
+    reader.do(keep)
+    reader.do(there)
+    machine.wait_for("_SYSTEMD_UNIT=safeclaw-witness.service")  # it says where it listens
+    reader.do(here)
 
 
 def backup(reader: Reader) -> None:
@@ -229,7 +228,7 @@ def backup(reader: Reader) -> None:
     at_work(machine)
     machine.systemctl("stop", _UNIT)
     machine.systemctl("stop", "safeclawd.service")
-    machine.run("cp", "/var/lib/safeclaw/journal/checkpoint", "/root/anchors/checkpoint")
+    machine.run("cp", "/var/lib/safeclaw/journal/checkpoint", "/srv/anchors/checkpoint")
     said = ""
     for command in restore.splitlines():
         said += reader.do(command, 1 if " verify " in command else 0)
