@@ -35,6 +35,7 @@ def passes(place: Path, *arguments: str, corpus: str = "") -> int:
     found, console = trial.run(place, *arguments, corpus=corpus)
     failed = [one for one in found if one.outcome != "passed"]
     text = "\n".join(f"{one.outcome}: {one.test}\n{one.text}" for one in failed)
+    assert found, console[-4000:]
     assert not failed, f"{text}\n{console[-2000:]}"
     return len(found)
 

@@ -42,7 +42,9 @@ def archive(place: Path, arguments: tuple[str, ...], corpus: str) -> Path:
         shutil.copytree(ROOT / part, site / "safeclaw" / part)
     for single in ("__init__.py", "errors.py"):
         shutil.copy(ROOT / "src" / "safeclaw" / single, site / "safeclaw" / single)
-    found = needed_to_run("pytest-timeout", needed_to_run("safeclaw", {}))
+    found = needed_to_run("safeclaw", {})
+    for name in ("pytest-timeout", "hypothesis"):
+        needed_to_run(name, found)
     for package in found.values():
         copy_package(package, site)
     # the machine is slow, and its ordinary users could keep nothing of what they compile
