@@ -13,7 +13,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
 from typing import cast
@@ -221,11 +222,20 @@ def person(
     name = "root" if request.param == "root" else ordinary_user
     if name == "root" and os.geteuid() != 0:
         pytest.skip("not root: the tests as root did not run")
+    with somebody(name, shared_tree) as found:
+        yield found
+
+
+@contextmanager
+def somebody(name: str, tree: Path | None) -> Generator[Person]:
+    """A person with a place of their own; ``tree`` is ``shared_tree``."""
     base = Path(tempfile.mkdtemp(prefix="safeclaw-"))
     base.chmod(0o755)
     program, environment = [sys.executable, "-m", "safeclaw.daemon.cli"], {}
-    if shared_tree is not None and name != "root":
+    if tree is not None and name != "root":
         program = ["/usr/bin/python3", "-m", "safeclaw.daemon.cli"]
-        environment = {"PYTHONPATH": f"{shared_tree}:{shared_tree}/site"}
-    yield Person(name, base, program, environment)
-    shutil.rmtree(base, ignore_errors=True)
+        environment = {"PYTHONPATH": f"{tree}:{tree}/site"}
+    try:
+        yield Person(name, base, program, environment)
+    finally:
+        shutil.rmtree(base, ignore_errors=True)

@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import subprocess
-import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.system.conftest import Person
+from tests.system.conftest import Person, somebody
 from tests.system.system_broker import Making, Pace, SystemBroker, brokers, group_of, until_line
 
 DEMO = """\
@@ -52,17 +51,6 @@ def _making(ordinary_user: str) -> Iterator[Making]:
 def _member(person: Person) -> Person:
     """Somebody who may start sessions: root, and an ordinary user of the group."""
     return person
-
-
-@contextmanager
-def another(name: str, like: Person) -> Generator[Person]:
-    """Somebody else, with the same program."""
-    base = Path(tempfile.mkdtemp(prefix="safeclaw-"))
-    base.chmod(0o755)
-    try:
-        yield Person(name, base, like.program, like._environment)  # pyright: ignore[reportPrivateUsage]
-    finally:
-        shutil.rmtree(base, ignore_errors=True)
 
 
 @contextmanager
@@ -189,9 +177,11 @@ def test_a_name_cannot_be_taken_without_its_key(making: Making, member: Person) 
     assert not broker.records("--type", "session_start")
 
 
-def test_who_is_in_no_group_is_refused_and_recorded(making: Making, member: Person) -> None:
+def test_who_is_in_no_group_is_refused_and_recorded(
+    making: Making, shared_tree: Path | None
+) -> None:
     broker = making()
-    with another("nobody", member) as nobody:
+    with somebody("nobody", shared_tree) as nobody:
         ran = nobody.finish(broker.run(nobody, "--", "true"))
         assert ran.returncode == 125
         assert "may not start sessions" in ran.stderr
@@ -206,7 +196,7 @@ def test_who_is_in_no_group_is_refused_and_recorded(making: Making, member: Pers
 
 
 def test_another_users_session_cannot_be_seen_stopped_or_answered(
-    making: Making, person: Person, ordinary_user: str
+    making: Making, person: Person, ordinary_user: str, shared_tree: Path | None
 ) -> None:
     if person.name != "root":
         return  # the session is root's, and the ordinary user is the other
@@ -217,7 +207,7 @@ def test_another_users_session_cannot_be_seen_stopped_or_answered(
     ) as running:  # fmt: skip
         pace.steps(1)
         (session,) = broker.records("--type", "session_start")
-        with another(ordinary_user, person) as other:
+        with somebody(ordinary_user, shared_tree) as other:
             for words in (("kill", "mine"), ("kill", str(session["session"])), ("kill", "--all")):
                 done = other.safeclaw(*words, "--broker", str(broker.socket), "--json")
                 assert done.returncode in (0, 125), done.stderr
