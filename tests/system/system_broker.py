@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import grp
+import importlib
 import json
 import os
+import pkgutil
 import pwd
 import select
 import shutil
@@ -21,6 +23,7 @@ from typing import Any, cast
 
 import pytest
 
+from safeclaw.daemon import cli as commands
 from safeclaw.daemon import control
 from safeclaw.daemon.client import Client
 from tests.system.conftest import Person
@@ -204,6 +207,10 @@ def group_of(name: str) -> str:
 
 def as_somebody(uid: int, groups: list[int], work: Callable[[], Any]) -> Any:
     """Do something in a process that is somebody else's; return what it returns."""
+    # a checkout in root's home can be read before only
+    for module in pkgutil.iter_modules(commands.__path__, f"{commands.__name__}."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
     read, write = os.pipe()
     child = os.fork()
     if child == 0:

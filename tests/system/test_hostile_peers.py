@@ -385,7 +385,8 @@ def test_who_comes_back_may_do_what_was_approved_and_is_not_recorded_and_no_more
     # One was done and recorded, one was approved only.
     peer = away_and_back()
     peer.say(deed(3, approved[1]), protocol.Flush())
-    assert peer.hear() == protocol.Ack(3)
+    while (said := peer.hear()) != protocol.Ack(3):
+        assert said == protocol.Ack(2)  # of what was on disk when it came back
     for target in ({"path": "/never-asked"},) if restart else ({"path": "/x"}, *approved):
         if not restart:
             peer = away_and_back()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 
@@ -45,7 +46,8 @@ def test_a_user_is_shown_own_sessions_and_root_everybodys(making: Making, person
     secret = broker.base / "roots"
     secret.mkdir()
     environment = {**os.environ, "XDG_STATE_HOME": str(broker.base)}
-    roots = Person("root", secret, person.program, environment)
+    program = [sys.executable, "-m", "safeclaw.daemon.cli"]
+    roots = Person("root", secret, program, environment)
     run(broker, roots, "touch", "secret-of-root")
     run(broker, person, "touch", "mine")
     starts = broker.records("--type", "session_start")
