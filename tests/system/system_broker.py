@@ -26,6 +26,7 @@ import pytest
 from safeclaw.daemon import cli as commands
 from safeclaw.daemon import control
 from safeclaw.daemon.client import Client
+from safeclaw.policies import source
 from tests.system.conftest import Person
 
 #: How long an event that must come may take on a machine that does other things as well.
@@ -211,6 +212,7 @@ def as_somebody(uid: int, groups: list[int], work: Callable[[], Any]) -> Any:
     for module in pkgutil.iter_modules(commands.__path__, f"{commands.__name__}."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
+    source.runtime_rules()
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
