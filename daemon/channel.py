@@ -24,6 +24,8 @@ from safeclaw.errors import BrokerError
 PACKET_MAX = 32 * 1024
 _MORE, _LAST = b"\x00", b"\x01"
 _SEND_BUFFER = 1 << 20
+#: How many pieces of a long message are taken before its reader looks at how much it holds.
+_PIECES_MAX = 2
 _DONTWAIT = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
 
@@ -153,9 +155,12 @@ class Channel:
     def take(self) -> bytes | None:
         """Return a message that is there; b"" when the peer has gone, None when there is none.
 
+        None, too, while a long one is not whole: however fast its peer goes on sending, the
+        caller decides anew about every few pieces of it, by :attr:`held`.
+
         Raises BrokerError when the peer sent what is no message.
         """
-        while True:
+        for _ in range(_PIECES_MAX):
             try:
                 packet = self._sock_recv(PACKET_MAX, _DONTWAIT)
             except BlockingIOError:
@@ -167,9 +172,13 @@ class Channel:
             message = self._join(packet)
             if message is not None:
                 return message
+        return None
 
     def close(self) -> None:
-        """Close the socket; a thread that waits in ``receive`` is woken."""
+        """Close the socket and let go of what is held; a thread in ``receive`` is woken."""
+        self._pieces, self._pieces_size = [], 0
+        self._outbox.clear()
+        self._outbox_size = 0
         with contextlib.suppress(OSError):  # the peer was quicker
             self.sock.shutdown(socket.SHUT_RDWR)
         self.sock.close()

@@ -22,8 +22,9 @@ _STRANGERS_MAX = 64
 #: that Linux allows.
 _LONGEST = 24 * 1024 * 1024
 #: What one session, and one user's together, may have kept for them, in bytes: what of it is
-#: beyond the first is refused while there is more than the second.
-_SHARE = 256 * 1024
+#: beyond the first is refused while there is more than the second.  The first times the
+#: connections of a user is as much again, at most.
+_SHARE = 64 * 1024
 _USERS_SHARE = 64 * 1024 * 1024
 #: A peer that does not read what it is told is not listened to beyond so many packets.
 _UNREAD_MAX = 256
