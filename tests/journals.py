@@ -8,8 +8,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from safeclaw.daemon.journal import Entry, Journal, PolicyRef, RecordType, files
-from safeclaw.daemon.journal import journal as writer
+from safeclaw.daemon.journal import (
+    Entry,
+    Journal,
+    PolicyRef,
+    RecordType,
+    files,
+    journal,
+    tip,
+    upkeep,
+)
 
 POLICY = PolicyRef(name="default", sha256="ab" * 32, version="1.0")
 DAY = 86_400 * 10**9
@@ -60,7 +68,8 @@ class Host:
             return self.boot_ns
 
         clock.clock_gettime_ns = clock_gettime_ns
-        monkeypatch.setattr(writer, "time", clock)
+        for module in (journal, tip, upkeep):
+            monkeypatch.setattr(module, "time", clock)
 
     def passes(self, nanoseconds: int) -> None:
         """Let time pass on every clock."""

@@ -1,7 +1,7 @@
 """The journal: a hash chain of records on disk, its checkpoints, its readers.
 
-``journal`` writes (one process at a time), ``reader`` reads, ``verifier`` judges,
-``journald`` forwards.  ``record``, ``merkle`` and ``note`` are pure.
+``journal`` writes (one process at a time) with ``tip`` and ``upkeep``, ``reader`` reads,
+``verifier`` judges, ``journald`` forwards.  ``record``, ``merkle`` and ``note`` are pure.
 """
 
 from safeclaw.daemon.journal.journal import Journal

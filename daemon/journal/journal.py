@@ -6,13 +6,16 @@ and one fdatasync.  A record counts as recorded only once ``commit`` returned
 its number.  The first failed write, sync or check turns the journal faulty for
 good: nothing is retried on a descriptor that failed.
 
+The records themselves are made in :mod:`~safeclaw.daemon.journal.tip`, and those the journal
+writes about itself in :mod:`~safeclaw.daemon.journal.upkeep`; here are the locks, the
+durability and the faults.
+
 Threads: ``append`` and ``tick`` from one thread, ``commit`` from another if
 wished (the sync leaves the interpreter to others).
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import os
 import threading
@@ -21,43 +24,30 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
-from safeclaw.daemon.journal import files, keys, retention
+from safeclaw.daemon.journal import files, retention
 from safeclaw.daemon.journal.keeping import Keeping
-from safeclaw.daemon.journal.merkle import leaf_hash
-from safeclaw.daemon.journal.note import Checkpoint, SigningKey
+from safeclaw.daemon.journal.keys import finish as finish_roll
 from safeclaw.daemon.journal.record import (
     MAX_INT,
-    VERSION,
     Entry,
-    Record,
     RecordError,
     RecordType,
-    Subject,
     Template,
-    encode,
 )
 from safeclaw.daemon.journal.recovery import (
-    FrontierFile,
     Head,
     Unfinished,
     find_head,
     last_record,
     set_aside,
 )
-from safeclaw.daemon.journal.store import PUBLISH_NS, Batch, Mark, Store
+from safeclaw.daemon.journal.store import PUBLISH_NS, Store
+from safeclaw.daemon.journal.tip import Tip
+from safeclaw.daemon.journal.upkeep import Upkeep
 from safeclaw.errors import JournalError, JournalFaultError
 
-CHECKPOINT_RECORDS: Final = 1024
 CHECKPOINT_NS: Final = 1_000_000_000
 HEARTBEAT_NS: Final = 60_000_000_000
-SEGMENT_NS: Final = 86_400 * 1_000_000_000
-#: A wall clock that moves against the boot clock by more than this is a step.
-STEP_US: Final = 1_000_000
-
-
-def origin(chain: str) -> str:
-    """Return the checkpoint origin (and key name) of a chain."""
-    return f"safeclaw/{chain}"
 
 
 class Journal:
@@ -65,29 +55,16 @@ class Journal:
 
     def __init__(self, directory: Path, keys: Path, lock: int, head: Head) -> None:
         self._directory = directory
-        self._keys = keys
         self._lock_fd = lock
-        self._head = head
-        self._key: SigningKey | None = None
         self._append_lock = threading.Lock()
         self._commit_lock = threading.Lock()
         self._fault: str | None = None
         self._store = Store(directory)
-        self._batches: list[Batch] = [Batch(head.segment)]
-        self._mark: Mark | None = None
         self._durable = head.seq - 1
-        self._dirty = head.unsigned > 0
-        self._since_checkpoint = head.unsigned
-        self._checkpoint_ns = self._append_ns = time.monotonic_ns()
-        self._segment_ns = self._append_ns
-        self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        self._second: int = -1
-        self._second_text = ""
-        self._clock_offset: int | None = None
-        #: What may be done only once all that was appended before it is on disk.
-        self._afterwards: list[Callable[[], None]] = []
-        self._rolling: str | None = None  # a certificate that is not on disk yet
-        self.keep(Keeping())
+        self._head = head
+        self._tip = Tip(head)
+        #: How long segments and keys last; see :meth:`keep`.
+        self.upkeep = Upkeep(directory, keys, self._tip)
         #: What every entry passes through before it is recorded: pseudonyms.
         self.veil: Callable[[Entry], Entry] = lambda entry: entry
 
@@ -110,7 +87,7 @@ class Journal:
             head = find_head(directory, found) if found else Head()
             torn = set_aside(directory, head) if head.torn else None
             # After the tail is gone: a key that only it certified was never in force.
-            _finish_roll(directory, keys_directory)
+            finish_roll(directory, keys_directory)
             journal = cls(directory, keys_directory, lock, head)
         except OSError as error:
             os.close(lock)
@@ -133,25 +110,18 @@ class Journal:
         if head.seq == 0:
             if (self._directory / files.CHECKPOINT).exists():
                 raise JournalError(f"{self._directory}: a checkpoint, but no records")
-            head.chain = os.urandom(16).hex()
-            self._key = files.new_key(self._keys, origin(head.chain))
-            detail: dict[str, object] = {
-                "origin": origin(head.chain),
-                "public_key": self._key.public.text(),
-            }
-            self.append(Entry(type=RecordType.GENESIS, detail=detail))
-            # From the first moment on, a missing first segment is missed.
             with self._append_lock:
-                self._publish()
-        elif head.offset == 0:
-            # A crash fell between making this segment and its first record.
-            self._look_back()
-            with self._append_lock:
-                self._watch_clock()
-                self._begin_segment()
-                self._dirty = True
+                self.upkeep.begin_chain(os.urandom(16).hex())
         else:
-            self._look_back()
+            # Take up the clock and the age of the segment where the last writer left them.
+            age_s = retention.age_s(self._directory, head.segment, time.time_ns() / 1e9)
+            self.upkeep.resume_segment(int(age_s * 1e9))
+            self._tip.resume_clock(last_record(self._directory, head))
+            if head.offset == 0:
+                # A crash fell between making this segment and its first record.
+                with self._append_lock:
+                    self._tip.watch_clock()
+                    self.upkeep.open_segment()
         if torn is not None:
             self.append(Entry(type=RecordType.RECOVERY, detail=torn))
         self._recall_fault()
@@ -160,9 +130,7 @@ class Journal:
 
     def keep(self, keeping: Keeping) -> None:
         """Have segments and keys end, and old segments go, as is set."""
-        self.segment_bytes = keeping.segment_kib << 10
-        self.retention_days = keeping.retention_days
-        self.key_seconds = keeping.key_days * 86_400
+        self.upkeep.keep(keeping)
 
     @property
     def chain_id(self) -> str:
@@ -194,7 +162,7 @@ class Journal:
     @property
     def idle_ns(self) -> int:
         """How long ago the newest record was appended."""
-        return time.monotonic_ns() - self._append_ns
+        return time.monotonic_ns() - self._tip.appended_ns
 
     @property
     def fault(self) -> str | None:
@@ -210,10 +178,9 @@ class Journal:
         """
         with self._append_lock:
             self._check_fault()
-            self._watch_clock()
-            seq = self._append(self.veil(entry))
-            self._dirty = True
-            self._round_off()
+            self._tip.watch_clock()
+            seq = self._tip.append(self.veil(entry))
+            self.upkeep.round_off()
             return seq
 
     def template(self, entry: Entry) -> Template:
@@ -223,7 +190,7 @@ class Journal:
             RecordError: the entry has no canonical form, or not every field that changes.
         """
         with self._append_lock:
-            return Template(self._record(self.veil(entry)))
+            return Template(self._tip.record(self.veil(entry)))
 
     def append_all(self, entries: Iterable[tuple[Template, int, int, int]]) -> int:
         """Buffer records and return the number of the last.
@@ -236,9 +203,9 @@ class Journal:
         """
         with self._append_lock:
             self._check_fault()
-            self._watch_clock()
-            head = self._head
-            ts, boottime = self._now()
+            tip, upkeep, head = self._tip, self.upkeep, self._head
+            tip.watch_clock()
+            ts, boottime = tip.now()
             for template, attempt, pid, latency in entries:
                 if attempt > MAX_INT or latency > MAX_INT:
                     raise RecordError("an integer outside 0..2^53")
@@ -251,16 +218,13 @@ class Journal:
                     pid=pid,
                     ts=ts,
                 )
-                self._link(line)
-                self._dirty = True
-                if self._since_checkpoint >= CHECKPOINT_RECORDS or (
-                    head.offset >= self.segment_bytes
-                ):
-                    self._round_off()
+                tip.link(line)
+                if upkeep.due:
+                    upkeep.round_off()
                     # what that appended has its own time, and none after it an earlier one
-                    ts, boottime = self._now()
-            self._append_ns = time.monotonic_ns()
-            self._round_off()
+                    ts, boottime = tip.now()
+            tip.appended_ns = time.monotonic_ns()
+            upkeep.round_off()
             return head.seq - 1
 
     def commit(self) -> int:
@@ -272,12 +236,10 @@ class Journal:
         with self._commit_lock:
             with self._append_lock:
                 self._check_fault()
-                batches = self._batches
-                self._batches = [Batch(self._head.segment)]
+                batches = self._tip.take()
                 last = self._head.seq - 1
-                afterwards, self._afterwards = self._afterwards, []
-                mark = self._mark
-                self._mark = None
+                afterwards, self.upkeep.afterwards = self.upkeep.afterwards, []
+                mark, self.upkeep.mark = self.upkeep.mark, None
             try:
                 for batch in batches:
                     if batch.lines:
@@ -287,8 +249,8 @@ class Journal:
                     action()
                 if mark is not None and not self._store.publish(mark):
                     with self._append_lock:
-                        if self._mark is None:
-                            self._mark = mark
+                        if self.upkeep.mark is None:
+                            self.upkeep.mark = mark
             except OSError as error:
                 self._fault = f"{self._directory}: {error.strerror or error}"
                 files.leave_fault_note(self._directory, self._timestamp(), self._fault)
@@ -309,32 +271,32 @@ class Journal:
             if self._fault is not None:
                 return False
             now = time.monotonic_ns()
-            if now - self._append_ns >= HEARTBEAT_NS:
-                self._watch_clock()
-                self._append(Entry(type=RecordType.HEARTBEAT))
-                self._checkpoint()
-            elif self._dirty and now - self._checkpoint_ns >= CHECKPOINT_NS:
-                self._checkpoint()
-            return self._head.seq - 1 > self._durable or self._mark is not None
+            if now - self._tip.appended_ns >= HEARTBEAT_NS:
+                self._tip.watch_clock()
+                self._tip.append(Entry(type=RecordType.HEARTBEAT))
+                self.upkeep.checkpoint()
+            elif self._head.unsigned and now - self.upkeep.checkpoint_ns >= CHECKPOINT_NS:
+                self.upkeep.checkpoint()
+            return self._head.seq - 1 > self._durable or self.upkeep.mark is not None
 
     @property
     def dirty(self) -> bool:
         """Whether there are records that no published checkpoint covers yet."""
-        return self._dirty or self._mark is not None
+        return self._head.unsigned > 0 or self.upkeep.mark is not None
 
     def next_tick_ns(self) -> int:
         """Return when :meth:`tick` has work next, on the monotonic clock."""
-        if self._mark is not None:
+        if self.upkeep.mark is not None:
             return self._store.published_ns + PUBLISH_NS
-        if self._dirty:
-            return self._checkpoint_ns + CHECKPOINT_NS
-        return self._append_ns + HEARTBEAT_NS
+        if self._head.unsigned:
+            return self.upkeep.checkpoint_ns + CHECKPOINT_NS
+        return self._tip.appended_ns + HEARTBEAT_NS
 
     def checkpoint(self) -> None:
         """Append a checkpoint now; the caller commits."""
         with self._append_lock:
             self._check_fault()
-            self._checkpoint()
+            self.upkeep.checkpoint()
 
     def roll_key(self) -> str:
         """Begin an epoch with a new key and return the certificate; the caller commits.
@@ -346,7 +308,7 @@ class Journal:
         """
         with self._append_lock:
             self._check_fault()
-            return self._roll()
+            return self.upkeep.roll_key()
 
     def prune(self, days: int, *, override: bool = False) -> int:
         """Record what is older than ``days``; the commit deletes it.  Return how many segments.
@@ -356,7 +318,7 @@ class Journal:
         """
         with self._append_lock:
             self._check_fault()
-            return self._prune(days, override=override)
+            return self.upkeep.prune(days, override=override)
 
     def close(self) -> None:
         """Sign and commit what is there, and let the next writer in.
@@ -366,7 +328,7 @@ class Journal:
         """
         try:
             if self._fault is None and self._lock_fd >= 0:
-                if self._dirty:
+                if self._head.unsigned:
                     self.checkpoint()
                 self._store.published_ns = 0
                 self.commit()
@@ -390,217 +352,16 @@ class Journal:
         if self._fault is not None:
             raise JournalFaultError(f"the journal takes no more records: {self._fault}")
 
-    # What follows holds the append lock.
-
-    def _round_off(self) -> None:
-        """Sign and begin a new segment when enough was appended."""
-        if self._since_checkpoint >= CHECKPOINT_RECORDS:
-            self._checkpoint()
-        if self._head.offset >= self.segment_bytes or (
-            self._append_ns - self._segment_ns >= SEGMENT_NS
-        ):
-            self._rotate()
-
-    def _append(self, entry: Entry) -> int:
-        seq = self._head.seq
-        record = self._record(entry)
-        self._link(encode(record))
-        self._head.follow(record)
-        self._append_ns = time.monotonic_ns()
-        return seq
-
-    def _link(self, line: bytes) -> None:
-        """Give a line its place in the chain and in the tree."""
-        head = self._head
-        leaf = leaf_hash(line)
-        head.seq += 1
-        head.prev = leaf.hex()
-        head.frontier.append(leaf)
-        head.offset += len(line) + 1
-        self._batches[-1].lines.append(line)
-        self._since_checkpoint += 1
-
-    def _now(self) -> tuple[str, int]:
-        """Return the time as a record has it, and CLOCK_BOOTTIME in microseconds."""
-        second, micro = divmod(time.time_ns() // 1000, 1_000_000)
-        if second != self._second:
-            self._second = second
-            self._second_text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        boottime = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
-        return f"{self._second_text}.{micro:06}Z", boottime
-
-    def _record(self, entry: Entry) -> Record:
-        """Return the record that an entry would be, next and now."""
-        head = self._head
-        pid, uid, exe = entry.pid, entry.uid, entry.exe
-        subject = None
-        if pid is not None or uid is not None or exe is not None:
-            subject = Subject(exe=exe, pid=pid, uid=uid)
-        ts, boottime = self._now()
-        return Record(
-            action=entry.action,
-            agent=entry.agent,
-            attempt=entry.attempt,
-            boot_id=self._boot_id,
-            boottime_us=boottime,
-            chain=head.chain,
-            decision=entry.decision,
-            detail=entry.detail,
-            enforced_by=entry.enforced_by,
-            fingerprint=entry.fingerprint,
-            latency_ns=entry.latency_ns,
-            policy=entry.policy,
-            prev=head.prev,
-            reason=entry.reason,
-            rule=entry.rule,
-            seq=head.seq,
-            session=entry.session,
-            subject=subject,
-            target=entry.target,
-            ts=ts,
-            type=entry.type,
-            v=VERSION,
-        )
-
-    def _watch_clock(self) -> None:
-        boottime = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
-        offset = time.time_ns() // 1000 - boottime
-        known = self._clock_offset
-        self._clock_offset = offset
-        if known is not None and abs(offset - known) > STEP_US:
-            detail: dict[str, object] = {"step_us": offset - known}
-            self._append(Entry(type=RecordType.CLOCK_STEP, detail=detail))
-
-    def _sign(self) -> tuple[Checkpoint, str]:
-        head = self._head
-        if self._key is None:
-            self._key = files.load_key(self._keys)
-        checkpoint = Checkpoint(origin(head.chain), head.seq, head.frontier.root())
-        return checkpoint, self._key.sign(checkpoint.text())
-
-    def _checkpoint(self) -> None:
-        if self._key is None:
-            self._key = files.load_key(self._keys)
-        # Here, since loading a key takes a while; and before the size is signed.
-        self._watch_clock()
-        checkpoint, note = self._sign()
-        detail: dict[str, object] = {
-            "note": note,
-            "root": base64.b64encode(checkpoint.root).decode(),
-            "size": checkpoint.size,
-        }
-        self._append(Entry(type=RecordType.CHECKPOINT, detail=detail))
-        # The published one covers the checkpoint record itself too.
-        self._publish()
-        self._since_checkpoint = 0
-        self._checkpoint_ns = time.monotonic_ns()
-        self._dirty = False
-
-    def _publish(self) -> None:
-        """Have the next commit put a note over all that was appended beside the chain."""
-        _, note = self._sign()
-        head = self._head
-        nodes = [node.hex() for node in head.frontier.nodes]
-        cache = FrontierFile(
-            head.chain, head.seq, head.segment, head.offset, head.prev, nodes,
-            list(head.unfinished.values()),
-        )  # fmt: skip
-        self._mark = Mark(head.seq, note, cache)
-
-    def _look_back(self) -> None:
-        """Take up the clock and the age of the segment where the last writer left them."""
-        now = time.time_ns() / 1e9
-        age = retention.age_s(self._directory, self._head.segment, now)
-        self._segment_ns = self._append_ns - int(age * 1e9)
-        last = last_record(self._directory, self._head)
-        if last is not None and last.boot_id == self._boot_id:
-            wall_us = int(retention.moment(last.ts).timestamp() * 1e6)
-            self._clock_offset = wall_us - last.boottime_us
-
     def _recall_fault(self) -> None:
         """Record the fault that the last writer could only leave a note of."""
         note = files.take_fault_note(self._directory)
         if note:
             at, _, reason = note.partition(" ")
             self.append(Entry(type=RecordType.FAULT, reason=reason, detail={"at": at}))
-            self._afterwards.append(lambda: files.clear_fault_note(self._directory))
+            self.upkeep.afterwards.append(lambda: files.clear_fault_note(self._directory))
         with contextlib.suppress(OSError):  # without the room, only the note is lost
             files.prepare_fault_note(self._directory)
 
     @staticmethod
     def _timestamp() -> str:
         return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time_ns() // 10**9))
-
-    def _roll(self) -> str:
-        if self._rolling is not None:
-            # INVARIANT: one staged key at a time; a second would overwrite the first's.
-            return self._rolling
-        try:
-            new = keys.stage(self._keys, origin(self._head.chain))
-        except OSError as error:
-            raise JournalFaultError(f"{self._keys}: {error.strerror}") from error
-        self._watch_clock()
-        checkpoint, _ = self._sign()
-        old = self._key
-        assert old is not None
-        certificate = keys.certify(old, new, checkpoint)
-        detail: dict[str, object] = {
-            "certificate": certificate,
-            "public_key": new.public.text(),
-            "root": base64.b64encode(checkpoint.root).decode(),
-            "size": checkpoint.size,
-        }
-        self._append(Entry(type=RecordType.KEY_CHANGE, detail=detail))
-        self._key = new
-        self._checkpoint()
-        self._rolling = certificate
-        self._afterwards.append(self._install)
-        return certificate
-
-    def _install(self) -> None:
-        if self._rolling is not None:
-            keys.install(self._directory, self._keys, self._rolling)
-            self._rolling = None
-
-    def _prune(self, days: int, *, override: bool = False) -> int:
-        plan = retention.plan(self._directory, time.time_ns() / 1e9, days, override=override)
-        if plan is None:
-            return 0
-        self._watch_clock()
-        self._append(Entry(type=RecordType.PRUNE, detail=plan.detail))
-        self._checkpoint()
-        self._afterwards.append(plan.carry_out)
-        return len(plan.paths)
-
-    def _rotate(self) -> None:
-        head = self._head
-        head.segment += 1
-        head.offset = 0
-        self._segment_ns = self._append_ns
-        self._batches.append(Batch(head.segment))
-        self._begin_segment()
-        self._checkpoint()
-        # Neither is worth a fault: the next segment tries again.
-        with contextlib.suppress(OSError, JournalError):
-            if retention.key_age_s(self._keys, time.time_ns() / 1e9) > self.key_seconds:
-                self._roll()
-            self._prune(self.retention_days)
-
-    def _begin_segment(self) -> None:
-        head = self._head
-        if self._key is None:
-            self._key = files.load_key(self._keys)
-        detail: dict[str, object] = {
-            "continues": files.segment_name(head.segment - 1),
-            "key": self._key.public.text(),
-            "nodes": " ".join(node.hex() for node in head.frontier.nodes),
-            "root": base64.b64encode(head.frontier.root()).decode(),
-            "size": head.seq,
-        }
-        self._append(Entry(type=RecordType.ROTATE, detail=detail))
-
-
-def _finish_roll(directory: Path, keys_directory: Path) -> None:
-    """Complete a roll of the key that a crash interrupted."""
-    if (keys_directory / keys.NEXT_KEY).exists():
-        keys.finish(directory, keys_directory)

@@ -31,7 +31,7 @@ from safeclaw.daemon.journal import Journal
 from tests.journals import decision
 # What strace is to count begins here: a call that only the writer's own work makes.
 with Journal.open(Path(sys.argv[1])) as journal:
-    journal.segment_bytes = 4000
+    journal.upkeep.segment_bytes = 4000
     for number in range(400):
         journal.append(decision(number))
         if number % 11 == 10:

@@ -248,7 +248,7 @@ def aged(place: Path, patch: pytest.MonkeyPatch) -> Path:
         host.wall_ns = time.time_ns()
         host.reboot()
         with host.open(state / "journal") as journal:
-            journal.retention_days = 200  # not yet
+            journal.upkeep.retention_days = 200  # not yet
             journal.append(decision(5))  # begins a segment: there is no rotation before it is full
     long_ago = time.time() - 30 * 86_400
     os.utime(state / "keys" / files.PRIVATE_KEY, (long_ago, long_ago))

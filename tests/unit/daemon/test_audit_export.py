@@ -40,7 +40,7 @@ def run(*arguments: str) -> Result:
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
     with Journal.open(tmp_path / "journal") as journal:
-        journal.segment_bytes = 5000
+        journal.upkeep.segment_bytes = 5000
         for number, (action, target) in enumerate(TARGETS * 4):
             journal.append(
                 Entry(
@@ -242,7 +242,7 @@ def test_a_sample_is_the_same_for_the_same_seed_and_proves_itself(state: Path) -
 
 def test_proofs_of_a_pruned_chain_hold(tmp_path: Path) -> None:
     with Journal.open(tmp_path / "journal") as journal:
-        journal.segment_bytes = 4000
+        journal.upkeep.segment_bytes = 4000
         for number in range(40):
             journal.append(decision(number))
         journal.commit()

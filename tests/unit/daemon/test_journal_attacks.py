@@ -37,7 +37,7 @@ class Chain:
         self.keys = state / "keys"
         with Journal.open(self.directory) as journal:
             self.first_key = files.load_key(self.keys)
-            journal.segment_bytes = 9000
+            journal.upkeep.segment_bytes = 9000
             for number in range(12):
                 journal.append(decision(number, effect="deny" if number % 3 == 2 else "allow"))
             journal.roll_key()
@@ -45,7 +45,7 @@ class Chain:
                 journal.append(decision(number))
         self.kept = read_checkpoint(self.directory / files.CHECKPOINT)
         with Journal.open(self.directory) as journal:
-            journal.segment_bytes = 4000
+            journal.upkeep.segment_bytes = 4000
             for number in range(18, 24):
                 journal.append(decision(number))
         self.stolen = files.load_key(self.keys)

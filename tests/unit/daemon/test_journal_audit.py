@@ -119,7 +119,7 @@ def test_tail_follows_across_segments(state: Path) -> None:
         try:
             assert "checkpoint of 5" in process.stdout.readline()
             with Journal.open(state / "journal") as journal:
-                journal.segment_bytes = 1
+                journal.upkeep.segment_bytes = 1
                 journal.append(Entry(type=RecordType.KILL, reason="first"))
                 journal.commit()
                 assert "first" in process.stdout.readline()

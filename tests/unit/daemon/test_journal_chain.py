@@ -276,7 +276,7 @@ def test_a_writer_goes_on_where_the_last_one_stopped(tmp_path: Path) -> None:
 def test_segments_follow_each_other_and_a_missing_one_is_named(tmp_path: Path) -> None:
     directory = tmp_path / "journal"
     with Journal.open(directory) as journal:
-        journal.segment_bytes = 4096
+        journal.upkeep.segment_bytes = 4096
         for number in range(40):
             journal.append(decision(number))
     report = verify(directory)
@@ -306,7 +306,7 @@ def test_a_crash_in_the_middle_of_a_rotation_is_recovered(tmp_path: Path) -> Non
 def test_a_missing_last_segment_refuses_the_next_writer(tmp_path: Path) -> None:
     directory = tmp_path / "journal"
     with Journal.open(directory) as journal:
-        journal.segment_bytes = 4096
+        journal.upkeep.segment_bytes = 4096
         for number in range(20):
             journal.append(decision(number))
     files.segments(directory)[-1][1].unlink()
@@ -432,7 +432,7 @@ def test_a_chain_can_be_verified_while_it_is_written(tmp_path: Path) -> None:
 def test_records_are_appended_while_others_are_committed(tmp_path: Path) -> None:
     directory = tmp_path / "journal"
     with Journal.open(directory) as journal:
-        journal.segment_bytes = 100_000
+        journal.upkeep.segment_bytes = 100_000
         done = threading.Event()
 
         def commit() -> None:

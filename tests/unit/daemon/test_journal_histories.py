@@ -24,7 +24,7 @@ def crash(journal: Journal, chance: random.Random) -> None:
     inside = vars(journal)  # a process that dies closes nothing and says nothing
     inside["_store"].close()
     os.close(inside["_lock_fd"])
-    batches: list[Batch] = inside["_batches"]
+    batches: list[Batch] = inside["_tip"].take()
     for batch in batches[: chance.randrange(len(batches) + 1)]:
         data = b"".join(line + b"\n" for line in batch.lines)
         last = batch is batches[-1] or chance.random() < 0.5
@@ -39,7 +39,7 @@ def one_history(place: Path, host: Host, chance: random.Random) -> list[str]:
     directory = place / "journal"
     told: list[str] = []
     journal = host.open(directory)
-    journal.segment_bytes = chance.choice((3000, 20_000, 1 << 20))
+    journal.upkeep.segment_bytes = chance.choice((3000, 20_000, 1 << 20))
     for _ in range(chance.randrange(5, 30)):
         event = chance.choice(
             ["work"] * 6

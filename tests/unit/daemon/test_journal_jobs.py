@@ -103,7 +103,7 @@ def test_a_history_without_an_attacker_has_the_same_verdict(
 @pytest.fixture(name="long")
 def _long(tmp_path: Path) -> Path:
     with Journal.open(tmp_path / "journal") as journal:
-        journal.segment_bytes = 5000
+        journal.upkeep.segment_bytes = 5000
         for number in range(80):
             journal.append(decision(number))
             if number % 9 == 0:

@@ -116,7 +116,7 @@ def test_a_record_without_an_attempt_makes_no_template(tmp_path: Path) -> None:
 
 def test_many_at_once_make_the_chain_that_one_by_one_would(tmp_path: Path) -> None:
     with Journal.open(tmp_path / "journal") as journal:
-        journal.segment_bytes = 200_000
+        journal.upkeep.segment_bytes = 200_000
         a, b = journal.template(entry()), journal.template(entry(target={"path": "/w/\\x80"}))
         for start in range(0, 3000, 500):
             batch = [

@@ -32,7 +32,7 @@ def entry(session: str, kind: RecordType, attempt: int, uid: int = 1000, agent: 
 @pytest.fixture(name="directory")
 def _directory(tmp_path: Path) -> Path:
     with Journal.open(tmp_path / "journal") as journal:
-        journal.segment_bytes = 4000
+        journal.upkeep.segment_bytes = 4000
         for number in range(1, 101):
             kind = RecordType.SESSION_START if number == 1 else RecordType.DECISION
             journal.append(entry(OTHER, kind, number, uid=7, agent="b"))

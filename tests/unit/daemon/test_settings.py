@@ -36,8 +36,8 @@ def test_how_the_journal_is_kept_reaches_its_writer(tmp_path: Path) -> None:
     path.write_text("journal: {segment_kib: 16, retention_days: 400, key_days: 1}\n")
     with Journal.open(tmp_path / "journal") as journal:
         journal.keep(settings.read(path).journal)
-        assert journal.segment_bytes == 16_384
-        assert (journal.retention_days, journal.key_seconds) == (400, 86_400)
+        assert journal.upkeep.segment_bytes == 16_384
+        assert (journal.upkeep.retention_days, journal.upkeep.key_seconds) == (400, 86_400)
 
 
 def test_less_than_auditors_look_back_is_no_retention(tmp_path: Path) -> None:

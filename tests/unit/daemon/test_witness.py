@@ -54,7 +54,7 @@ class Witness:
 
     def open(self) -> Journal:
         journal = Journal.open(self.directory)
-        journal.segment_bytes = 5000
+        journal.upkeep.segment_bytes = 5000
         return journal
 
     def grow(self, count: int = 15) -> None:
