@@ -119,6 +119,7 @@ class Broker:
                         os.read(self._woken, 4096)
                 else:
                     self._desk.lookout.watches(descriptor)
+            self._ledger.commit_marked()
             self._acknowledge()
             self._tick()
             self._service.alive(self._desk.told)

@@ -58,6 +58,8 @@ class Intake:
         """Take in what a session says, and send it what there is room for."""
         channel = session.channel
         before = session.number
+        if not session.waits:
+            self._ledger.commit_marked()  # this one may take long; who waits is not kept for it
         try:
             if events & selectors.EVENT_WRITE:
                 self._doors.push(session)

@@ -44,6 +44,8 @@ class Ledger:
         self._committer: Committer | None = None
         self._forwarding: Forwarding | None = None
         self._appended = -1
+        #: Whether marked records are to be written, and whether somebody waits for them.
+        self._marked = self._soon = False
         #: Decisions that were taken in and are to be appended, in order.
         self._taken: list[tuple[Template, int, int, int]] = []
         #: Why nothing can be recorded, and so nothing allowed, any more.
@@ -86,12 +88,18 @@ class Ledger:
             self._appended = self.journal.append_all(taken)
 
     def mark(self, session: Session) -> None:
-        """Remember how far a session's records reach, and have them written."""
+        """Remember how far a session's records reach; :meth:`commit_marked` has them written."""
         if session.number > session.marked or session.ending or session.flush:
             session.marked = session.number
             session.marks.append((self._appended, session.number))
-        # What others wait for they have asked for themselves.
-        self.commit(soon=session.waits)
+        self._marked = True
+        self._soon = self._soon or session.waits
+
+    def commit_marked(self) -> None:
+        """Have what was marked written, all of it with one sync."""
+        if self._marked:
+            soon, self._marked, self._soon = self._soon, False, False
+            self.commit(soon=soon)
 
     def commit(self, *, soon: bool = False) -> None:
         """Have what is appended made durable; ``soon``: somebody waits for it."""

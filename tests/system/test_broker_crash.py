@@ -351,7 +351,8 @@ def test_an_agent_survives_a_broker_killed_as_it(
             pace.steps(2_000)
             broker.ask("kill", "demo")
             pace.gone()
-            assert running.wait(PATIENCE) == 128 + signal.SIGKILL
+            # The second where the machine is too busy for the supervisor to end it in time.
+            assert running.wait(PATIENCE) in (128 + signal.SIGKILL, -signal.SIGKILL)
             _, said = running.communicate()
         assert "nothing is allowed any more" not in said
         (start,) = broker.records("--type", "session_start")
@@ -359,7 +360,8 @@ def test_an_agent_survives_a_broker_killed_as_it(
         numbers = [one["attempt"] for one in records if "attempt" in one]
         assert numbers == list(range(1, len(numbers) + 1))
         assert not broker.records("--type", "gap")
-        assert broker.verify().returncode == 0
+        verified = broker.verify()
+        assert verified.returncode == 0, verified.stdout
 
 
 @pytest.mark.soak
