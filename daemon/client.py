@@ -308,13 +308,10 @@ def _start(state: Path, directory: int, lock: int) -> None:
 def own_service() -> Service:
     """Return how a user's own broker is run: with that user's settings."""
     from safeclaw.daemon.service import Service
-    from safeclaw.daemon.settings import FILE_NAME, Settings, read
+    from safeclaw.daemon.settings import FILE_NAME, own_place, read
 
-    base = os.environ.get("XDG_CONFIG_HOME", "")
-    home = Path(base) if base.startswith("/") else Path.home() / ".config"
-    place = home / "safeclaw" / FILE_NAME
-    settings = read(place) if place.exists() else Settings()
-    return Service(configuration=place.parent, settings=settings)
+    place = own_place()
+    return Service(configuration=place, settings=read(place / FILE_NAME))
 
 
 def _embedded(state: Path, directory: int, lock: int, said: int) -> NoReturn:

@@ -6,6 +6,7 @@ broker ``$XDG_CONFIG_HOME/safeclaw/safeclawd.yaml``.  What it does not know is a
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -16,6 +17,8 @@ from safeclaw.daemon.peer import Groups
 from safeclaw.errors import PolicyError, UsageError
 
 FILE_NAME = "safeclawd.yaml"
+#: Where the system's broker is configured.
+SYSTEM_PLACE = Path("/etc/safeclaw")
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=86400)]
 Command = Annotated[tuple[str, ...], msgspec.Meta(max_length=64)]
 
@@ -41,6 +44,13 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     require_approval: bool = False
     groups: Groups = Groups()
     journal: Keeping = Keeping()
+
+
+def own_place() -> Path:
+    """Return where a user's own broker is configured (XDG Base Directory Specification)."""
+    base = os.environ.get("XDG_CONFIG_HOME", "")
+    home = Path(base) if base.startswith("/") else Path.home() / ".config"
+    return home / "safeclaw"
 
 
 def read(path: Path) -> Settings:

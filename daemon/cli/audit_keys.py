@@ -3,18 +3,42 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 import msgspec
 
-from safeclaw.daemon.cli.audit import common
+from safeclaw.daemon import settings
+from safeclaw.daemon.cli.audit import SYSTEM_STATE, common
 from safeclaw.daemon.journal import files, keys, reader
 from safeclaw.daemon.journal.journal import Journal
+from safeclaw.daemon.journal.keeping import Keeping
 from safeclaw.daemon.journal.note import NoteError, PublicKey
-from safeclaw.daemon.journal.retention import RETENTION_DAYS, check
+from safeclaw.daemon.journal.retention import check
 from safeclaw.errors import JournalError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def configured(command: Command) -> Command:
+    """Add ``--config``."""
+    return click.option(
+        "--config", metavar="DIR",
+        help="Where safeclawd.yaml is; else where the broker of that state looks for it.",
+    )(command)  # fmt: skip
+
+
+def keeping_of(state: Path, config: str | None) -> Keeping:
+    """Return how the broker of a state directory keeps its journal.  UsageError."""
+    if config is not None:
+        place = Path(config)
+    elif state.resolve() == SYSTEM_STATE.resolve():
+        place = settings.SYSTEM_PLACE
+    else:
+        place = settings.own_place()
+    return settings.read(place / settings.FILE_NAME).journal
 
 
 @click.group(name="keys", help="Show, hand out and change the keys that sign checkpoints.")
@@ -78,11 +102,13 @@ def export(state: Path, as_json: bool, output: str | None) -> None:
 
 
 @keys_group.command(help="Begin an epoch with a new key; the old private key is erased.")
+@configured
 @common
-def roll(state: Path, as_json: bool) -> None:
+def roll(state: Path, as_json: bool, config: str | None) -> None:
     """Certify the next key in the chain."""
+    keeping = keeping_of(state, config)
     present(state)
-    with writing(state) as journal:
+    with writing(state, keeping) as journal:
         journal.roll_key()
         journal.commit()
     newest = _public(state)[-1].text()
@@ -90,8 +116,8 @@ def roll(state: Path, as_json: bool) -> None:
 
 
 @contextlib.contextmanager
-def writing(state: Path) -> Generator[Journal]:
-    """Open the journal as its writer.
+def writing(state: Path, keeping: Keeping) -> Generator[Journal]:
+    """Open the journal as its writer, who keeps it as the broker would.
 
     Raises:
         JournalError: a broker has it, or it cannot be written.
@@ -102,6 +128,8 @@ def writing(state: Path) -> Generator[Journal]:
             hint="wait until the last session has ended (or stop safeclawd), then try again",
         )
     with Journal.open(state / "journal") as journal:
+        # What is appended here may begin a segment, and that prunes.
+        journal.keep(keeping)
         yield journal
 
 
@@ -115,19 +143,38 @@ def present(state: Path) -> None:
         raise JournalError(f"{state / 'journal'}: no journal here", hint="give --state DIR")
 
 
-@click.command(name="prune", help="Delete whole segments older than the retention, and record it.")
+@click.command(
+    name="prune",
+    help="Delete whole segments older than the retention, and record it.\n\nA broker that runs "
+    "does this by itself, whenever a segment is full or a day old.",
+)
 @click.option(
-    "--retention", type=click.IntRange(min=0), default=RETENTION_DAYS, show_default=True,
-    metavar="DAYS", help="How long records are kept.",
+    "--retention", type=click.IntRange(min=0), metavar="DAYS",
+    help="How long records are kept; else journal.retention_days of safeclawd.yaml, or 100.",
 )  # fmt: skip
-@click.option("--override", is_flag=True, help="Keep less than 90 days.")
+@click.option(
+    "--override", is_flag=True,
+    help="Keep less than 90 days, or less than is configured; that is recorded.",
+)  # fmt: skip
+@configured
 @common
-def prune_command(state: Path, as_json: bool, retention: int, override: bool) -> None:
-    """Prune now; the writer does it by itself at every rotation."""
-    check(retention, override=override)
+def prune_command(
+    state: Path, as_json: bool, retention: int | None, override: bool, config: str | None
+) -> None:
+    """Prune now."""
+    keeping = keeping_of(state, config)
+    days = keeping.retention_days if retention is None else retention
+    check(days, override=override)
+    if days < keeping.retention_days and not override:
+        raise JournalError(
+            f"a retention of {days} days is under the {keeping.retention_days} that are configured",
+            hint="without --retention it is what is configured; --override prunes all the same, "
+            "and is recorded",
+        )
     present(state)
-    with writing(state) as journal:
-        count = journal.prune(retention, override=override)
+    with writing(state, keeping) as journal:
+        count = journal.prune(days, override=override)
         journal.commit()
-    value = {"segments": count}
-    click.echo(msgspec.json.encode(value) if as_json else f"{count} segments pruned")
+    value = {"segments": count, "retention_days": days}
+    text = f"{count} segments pruned: what was older than {days} days"
+    click.echo(msgspec.json.encode(value) if as_json else text)

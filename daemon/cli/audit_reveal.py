@@ -11,7 +11,7 @@ import msgspec
 
 from safeclaw.daemon import pseudonyms
 from safeclaw.daemon.cli.audit import common
-from safeclaw.daemon.cli.audit_keys import present, writing
+from safeclaw.daemon.cli.audit_keys import configured, keeping_of, present, writing
 from safeclaw.daemon.journal import reader
 from safeclaw.daemon.journal.record import Entry, RecordType
 from safeclaw.daemon.journal.text import safe, target_text
@@ -27,11 +27,18 @@ from safeclaw.policies.model import printable
 @click.argument("numbers", metavar="SEQ...", nargs=-1, required=True, type=click.IntRange(min=0))
 @click.option("--why", required=True, metavar="TEXT", help="The reason, which is recorded.")
 @click.option("--key", "key_file", metavar="FILE", help="The key; else the state's own.")
+@configured
 @common
 def reveal_command(
-    state: Path, as_json: bool, numbers: tuple[int, ...], why: str, key_file: str | None
+    state: Path,
+    as_json: bool,
+    numbers: tuple[int, ...],
+    why: str,
+    key_file: str | None,
+    config: str | None,
 ) -> None:
     """Record the request, then print."""
+    keeping = keeping_of(state, config)
     present(state)
     path = Path(key_file) if key_file is not None else state / "keys" / pseudonyms.KEY_FILE
     key = pseudonyms.read_key(path)
@@ -54,7 +61,7 @@ def reveal_command(
         reason=printable(why),
         detail={"key": key.id, "records": sorted(wanted)},
     )
-    with writing(state) as journal:
+    with writing(state, keeping) as journal:
         journal.append(entry)
         journal.commit()
     for item in found:
