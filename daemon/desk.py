@@ -116,7 +116,7 @@ class Desk:
         )
         self.health = Health(alerts, service.settings.alert_denials)
         self._later: list[_Later] = []
-        self.lookout = Lookout(self.authority, house.wake)
+        self.lookout = Lookout(self.authority, state / "journal", house.wake)
         self._readers = Readers(state / "journal")
         #: Threads that wait to be told how the broker is.
         self._wanted: queue.SimpleQueue[queue.SimpleQueue[Snapshot]] = queue.SimpleQueue()

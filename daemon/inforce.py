@@ -195,6 +195,11 @@ class InForce:
             hint=f"safeclaw policy approve {ref} {state.pending.version.sha256}",
         )
 
+    def sweep(self, journal: Path) -> Callable[[], list[str]]:
+        """Return what deletes the texts that nothing names any more, for a thread to call."""
+        known = [version for one in self.states for version in one.versions]
+        return lambda: self.archive.sweep(journal, known)
+
     # ---- reading again
 
     def look(self) -> list[Look]:

@@ -1,13 +1,16 @@
 """Has the policies read again, in a thread, when their files change or somebody asks.
 
-It belongs to the broker's main thread, and lives as long as the broker.
+Once a day it has the archive of their texts swept, behind the journal's pruning.  It belongs to
+the broker's main thread, and lives as long as the broker.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safeclaw.daemon.authority import Authority
@@ -17,12 +20,17 @@ from safeclaw.daemon.sessions import Session
 if TYPE_CHECKING:
     from safeclaw.daemon.policywatch import PolicyWatch
 
+#: How often the archive is swept, in seconds; never is the broker woken for it.
+_SWEEP = 86_400.0
+
 
 class Lookout:
     """See the module.  ``wake`` has the broker's loop turn, from any thread."""
 
-    def __init__(self, authority: Authority, wake: Callable[[], None]) -> None:
+    def __init__(self, authority: Authority, journal: Path, wake: Callable[[], None]) -> None:
         self._authority = authority
+        self._journal = journal
+        self._sweep_due = 0.0
         self._wake = wake
         self._looked: queue.SimpleQueue[list[Look]] = queue.SimpleQueue()
         self._looking = self._again = False
@@ -57,6 +65,10 @@ class Lookout:
 
     def tick(self) -> list[Session]:
         """Take in what the thread has found; return who waits to be told of it."""
+        if time.monotonic() >= self._sweep_due:
+            self._sweep_due = time.monotonic() + _SWEEP
+            sweep = self._authority.policies.sweep(self._journal)
+            threading.Thread(target=sweep, name="sweep", daemon=True).start()
         told: list[Session] = []
         while not self._looked.empty():
             self._looking = False
