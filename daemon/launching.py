@@ -70,6 +70,18 @@ def writable(policy: CompiledPolicy, view: tuple[str, ...]) -> tuple[str, ...]:
     )
 
 
+def absent(spec: LaunchSpec) -> tuple[str, ...]:
+    """Return what the agent may write but cannot make, for it is not there at the start.
+
+    A view shows what exists: there is nothing in it to make a directory in.
+    """
+    roots = [place for place in spec.writable if os.path.exists(place)]
+    own = ("/tmp", "/var/tmp", "/dev", "/proc")
+    return tuple(
+        place for place in spec.writable if not any(_within(place, root) for root in (*roots, *own))
+    )
+
+
 def spec(
     policy: CompiledPolicy,
     command: tuple[str, ...],

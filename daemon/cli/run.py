@@ -190,6 +190,11 @@ class _Run:
                 isolation=Isolation(options.isolation),
                 degraded=tuple(Degraded(layer) for layer in options.allow_degraded),
             )
+            for place in launching.absent(spec):
+                display.tell(
+                    f"safeclaw: {printable(place)}, which the policy lets the agent write, is not "
+                    "there, and cannot be made in the walls; make it, and start again"
+                )
             session = launch(spec, gate)
             gc.freeze()  # what is there stays: no collection needs to look at it again
             gc.enable()

@@ -31,6 +31,9 @@ from tests.system.conftest import Person
 
 #: How long an event that must come may take on a machine that does other things as well.
 PATIENCE = 60.0
+#: How a run ends that the kill switch stopped: with its agent's status, or killed itself, when it
+#: did not stop in time on a busy machine.
+KILLED = (128 + signal.SIGKILL, -signal.SIGKILL)
 _CLI = (sys.executable, "-m", "safeclaw.daemon.cli")
 
 

@@ -141,7 +141,7 @@ def test_a_policy_that_cannot_be_read_is_refused(person: Person) -> None:
         assert checked.returncode == 1
         assert f"{locked}: cannot be read: Permission denied" in checked.stdout
     refused(person, 125, "absent.yaml: cannot be read", run=("--policy", "absent.yaml", *AGENT))
-    refused(person, 125, "no such policy file", "shipped are coding-agent, default,",
+    refused(person, 125, "no such policy file", "shipped are claude-code, codex, coding-agent,",
             run=("--policy", "absent", *AGENT))  # fmt: skip
     refused(person, 125, "fifo.yaml: not a regular file", run=("--policy", "fifo.yaml", *AGENT))
     refused(person, 125, "directory.yaml: ", run=("--policy", "directory.yaml", *AGENT))
@@ -298,3 +298,17 @@ def test_without_home_the_persons_own_home_is_meant(person: Person) -> None:
 def test_a_script_whose_interpreter_is_not_there_ends_with_127(person: Person) -> None:
     person.write("script", "#!/no/such/interpreter\n", 0o755)
     refused(person, 127, "script: No such file or directory", run=("./script",))
+
+
+def test_what_may_be_written_but_cannot_be_made_is_said(person: Person) -> None:
+    home = Path(pwd.getpwnam(person.name).pw_dir)
+    rules = "".join(
+        f'  - {{action: file.write, path: "{path}", effect: allow}}\n'
+        for path in ("~/not-there/**", "not-there-either/**", "/tmp/nor-this/**")
+    )
+    person.write("policy.yaml", f'version: "1.0"\nextends: default\nrules:\n{rules}')
+    script = "mkdir not-there-either /tmp/nor-this; mkdir ~/not-there || exit 3"
+    done = person.safeclaw("run", "--policy", "policy.yaml", "--", "sh", "-c", script)
+    assert done.returncode == 3, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "is not there" in line]
+    assert line.startswith(f"safeclaw: {home}/not-there, which the policy lets the agent write")

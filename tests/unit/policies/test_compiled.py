@@ -23,7 +23,7 @@ from safeclaw.policies.model import (
     ProgramTarget,
     SocketTarget,
 )
-from safeclaw.policies.source import PRESETS, find, preset_names
+from safeclaw.policies.source import PRESETS, find, load_file, preset_names
 
 CONTEXT = Context(
     workspace="/ws", home="/home/u", protected=("/state",), read_only=("/ws/.safeclaw/policy.yaml",)
@@ -398,8 +398,7 @@ def test_evaluation_takes_the_same_steps_for_ten_rules_and_ten_thousand(
 
 @pytest.mark.parametrize("name", preset_names())
 def test_every_shipped_policy_loads_and_denies_secrets_writes_and_the_network(name: str) -> None:
-    shown, text = find(name, Path("/ws"))
-    compiled = compile_policy(load(text, name=shown), CONTEXT)
+    compiled = compile_policy(load_file(PRESETS / f"{name}.yaml"), CONTEXT)
     assert ask(compiled, "file.read", "/ws/secrets/key")[0] == "deny"
     assert ask(compiled, "file.read", "/home/u/.ssh/id_rsa")[0] == "deny"
     assert ask(compiled, "file.write.modify", "/etc/passwd")[0] == "deny"
@@ -422,3 +421,17 @@ def test_the_default_policy_opens_the_workspace_but_not_its_secrets() -> None:
     assert ask(compiled, "file.write.create", "/ws/.git/hooks/pre-commit")[0] == "deny"
     assert ask(compiled, "file.write.rename", "/ws/.git", "/ws/g")[0] == "deny"
     assert run(compiled, "/usr/bin/git", "git", "status") == "allow"
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "not_own"),
+    [("claude-code", ".claude-safeclaw", ".claude"), ("codex", ".codex-safeclaw", ".codex")],
+)
+def test_an_agents_policy_opens_its_own_state_and_not_what_is_obeyed_outside(
+    name: str, own: str, not_own: str
+) -> None:
+    compiled = compile_policy(load_file(PRESETS / f"{name}.yaml"), CONTEXT)
+    assert ask(compiled, "file.write.create", f"/home/u/{own}/sessions/1")[0] == "allow"
+    for path in (f"/home/u/{not_own}/settings.json", f"/ws/{not_own}/hooks/start", "/ws/.env"):
+        assert ask(compiled, "file.write.create", path)[0] == "deny"
+    assert ask(compiled, "file.write.create", "/ws/src/a.py")[0] == "allow"
