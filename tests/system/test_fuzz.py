@@ -173,6 +173,7 @@ def campaign(person: Person, command: list[str], rounds: int, effect: str = "den
     assert end["reason"] == "the agent has ended"
     verified = person.safeclaw("audit", "verify")
     assert verified.returncode == 0, verified.stdout + verified.stderr
+    print(next(line for line in verified.stdout.splitlines() if "records" in line))
 
     assert max(each.descriptors for each in looks) < DESCRIPTORS_MAX, looks
     assert max(each.threads for each in looks) < THREADS_MAX, looks
