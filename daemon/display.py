@@ -27,10 +27,11 @@ def denial_line(
     text = f"safeclaw: {word} {attempt.action} {what} [{printable(verdict.rule)}]"
     if verdict.reason:
         text += f" {_short(printable(verdict.reason))}"
-    from safeclaw.policies.explain import suggest_line  # most runs deny nothing
+    from safeclaw.policies.explain import remedy  # most runs deny nothing
 
-    if verdict.rule not in ("protected", "broker-lost", "violation"):
-        text += f"; to allow: {_short(printable(suggest_line(attempt, workspace)))}"
+    allowing = remedy(attempt, verdict, workspace)
+    if allowing is not None:
+        text += f"; to allow: {_short(printable(allowing))}"
     return text
 
 

@@ -15,7 +15,7 @@ to the broker.  What it promises:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from safeclaw.daemon import protocol
@@ -54,6 +54,10 @@ class Evaluator(Protocol):
 
     def depends_on_state(self, attempt: Attempt) -> bool:
         """Whether the verdict needs the broker."""
+        ...
+
+    def refused_variables(self, environment: Sequence[bytes]) -> tuple[str, ...]:
+        """Return the names for which no program is started with this environment."""
         ...
 
 
@@ -331,6 +335,10 @@ class Gate:
     def permits(self, attempt: Attempt) -> bool:
         """Whether the policy itself allows it: no record, and whatever observing lets through."""
         return self.lost is None and self._policy.evaluate(attempt).decision is Decision.ALLOW
+
+    def variables(self, environment: Sequence[bytes]) -> tuple[str, ...]:
+        """Return the names for which the policy has no program started with this environment."""
+        return self._policy.refused_variables(environment)
 
     def peek(self, attempt: Attempt) -> Verdict:
         """Decide without a record: for the second half of a two-sided attempt."""

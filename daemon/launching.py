@@ -35,7 +35,10 @@ def with_programs(context: Context, command: tuple[str, ...], typed: int) -> Con
 
 
 def environment(policy: CompiledPolicy, inherited: dict[str, str]) -> dict[str, str]:
-    """Return the agent's variables: those on the pass list, then those the policy sets."""
+    """Return the agent's variables: those on the pass list, then those the policy sets.
+
+    Never one that it forbids, and each that it pins.
+    """
     names = (*INHERITED, *policy.policy.environment.inherit)
     exact = {name for name in names if not name.endswith("*")}
     starts = tuple(name[:-1] for name in names if name.endswith("*"))
@@ -47,7 +50,7 @@ def environment(policy: CompiledPolicy, inherited: dict[str, str]) -> dict[str, 
     }
     chosen["PWD"] = policy.context.workspace
     chosen.update(policy.policy.environment.assign)
-    return chosen
+    return policy.variables.first(chosen)
 
 
 def writable(policy: CompiledPolicy, view: tuple[str, ...]) -> tuple[str, ...]:

@@ -12,21 +12,25 @@ from safeclaw.policies import command, fields
 from safeclaw.policies.document import Effect
 from safeclaw.policies.explain import parse_target
 from safeclaw.policies.glob import GlobError
-from safeclaw.policies.model import Attempt
+from safeclaw.policies.model import Attempt, ProgramTarget
 from safeclaw.policies.yamltext import Mapping, Node, Problems, Scalar, Sequence, parse
 
 TOP_KEYS = ("policy", "workspace", "cases")
-CASE_KEYS = ("name", "action", "target", "expect", "rule")
+CASE_KEYS = ("name", "action", "target", "environment", "expect", "rule")
 
 
 class Case(msgspec.Struct, frozen=True):
-    """One attempt, and what is expected to become of it (and, if said, by which rule)."""
+    """One attempt, and what is expected to become of it (and, if said, by which rule).
+
+    ``environment`` is what a program is started with besides what the policy pins.
+    """
 
     line: int
     attempt: Attempt
     expect: Effect
     name: str = ""
     rule: str = ""
+    environment: tuple[tuple[str, str], ...] = ()
 
 
 class Cases(msgspec.Struct, frozen=True):
@@ -95,7 +99,11 @@ def _case(node: Mapping, workspace: str, problems: Problems) -> Case | None:
         problems.add(keys.get("target", node).place, f"target: {message}")
         return None
     name, rule = fields.text(keys.get("name"), problems), fields.text(keys.get("rule"), problems)
-    return Case(node.place.line, Attempt(action, target), expect, name, rule)
+    given = fields.variables(keys, "environment", problems)
+    if given and not isinstance(target, ProgramTarget):
+        problems.add(keys["environment"].place, "only a program has an environment")
+    environment = tuple((name, value) for name, (_, value) in given.items())
+    return Case(node.place.line, Attempt(action, target), expect, name, rule, environment)
 
 
 def _expected(node: Node | None, problems: Problems) -> Effect | None:

@@ -23,7 +23,7 @@ from safeclaw.policies import cover, render
 from safeclaw.policies.buckets import covers
 from safeclaw.policies.compiled import Context, compile_policy
 from safeclaw.policies.cover import Atom, Command, Place
-from safeclaw.policies.document import Assurance, Effect, Mode, Policy, Rule
+from safeclaw.policies.document import Assurance, Effect, Environment, Mode, Policy, Rule
 from safeclaw.policies.reach import SYSTEM, names_to_resolve
 
 #: How many rules are held against each other before it is given up.
@@ -304,20 +304,34 @@ def _settings(new: Policy, old: Policy) -> Iterator[Finding]:
         theirs: int | None = getattr(old.resources, name)
         if mine != theirs and (mine is None or theirs is None or mine > theirs):
             yield Finding(f"resources: {name}", "", f"{theirs} was the limit, {mine} is")
-    known = old.environment.inherit
-    for name in new.environment.inherit:
-        if not any(
-            name == one or (one.endswith("*") and name.startswith(one[:-1])) for one in known
-        ):
-            yield Finding(f"environment: pass {name}", "", "it was not passed on")
-    if new.environment.assign != old.environment.assign:
-        yield Finding("environment: set", "", "other values are set")
+    yield from _variables(new.environment, old.environment)
     lost = {*old.pseudonymise.paths, *old.pseudonymise.actions} - {
         *new.pseudonymise.paths,
         *new.pseudonymise.actions,
     }
     for text in sorted(lost):
         yield Finding(f"pseudonymise: {text}", "", "it is recorded in plain words")
+
+
+def _variables(new: Environment, old: Environment) -> Iterator[Finding]:
+    for name in new.inherit:
+        if not _named(name, old.inherit):
+            yield Finding(f"environment: pass {name}", "", "it was not passed on")
+    if new.assign != old.assign:
+        yield Finding("environment: set", "", "other values are set")
+    for name in old.forbid:
+        if not _named(name, new.forbid):
+            yield Finding(f"environment: forbid {name}", "", "programs may be started with it")
+    for name, value in old.pin:
+        if (name, value) not in new.pin:
+            yield Finding(f"environment: pin {name}", "", "programs may be started otherwise")
+    for name, value in new.pin:
+        if (name, value) not in old.pin and _named(name, old.forbid):
+            yield Finding(f"environment: pin {name}", "", "no program was started with it")
+
+
+def _named(name: str, names: tuple[str, ...]) -> bool:
+    return any(name == one or (one.endswith("*") and name.startswith(one[:-1])) for one in names)
 
 
 def _name(rule: Rule) -> str:

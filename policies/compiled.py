@@ -10,6 +10,8 @@ the :class:`Context`, collected beforehand (``source.context``).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from safeclaw.policies import network, reach
@@ -28,9 +30,11 @@ from safeclaw.policies.model import (
     printable,
 )
 from safeclaw.policies.moves import Moves
+from safeclaw.policies.variables import Variables
 
 PROTECTED = "protected"
 DEFAULT_DENY = "default-deny"
+ENVIRONMENT = "environment"
 _RENAME = "file.write.rename"
 _LINK = "file.write.link"
 _WRITES = ("file.write.create", "file.write.modify", "file.write.rename")
@@ -90,6 +94,7 @@ class CompiledPolicy:
             home=context.home,
         )
         self._writable: dict[str, bool] = {}
+        self.variables = Variables(policy.environment)
 
     def evaluate(self, attempt: Attempt) -> Verdict:
         """Return what is to happen with ``attempt``."""
@@ -110,8 +115,14 @@ class CompiledPolicy:
         verdict, at = self._judge(attempt)
         if verdict.decision is Decision.ALLOW:
             return Effect.ALLOW
-        asks = at is not None and self.rules[at].effect is Effect.ASK
-        return Effect.ASK if asks else Effect.DENY
+        return Effect.ASK if self._asks_at(at) else Effect.DENY
+
+    def _asks_at(self, at: int | None) -> bool:
+        return at is not None and self.rules[at].effect is Effect.ASK
+
+    def refused_variables(self, environment: Sequence[bytes]) -> tuple[str, ...]:
+        """Return the names for which no program is started with this environment."""
+        return self.variables.refused(environment)
 
     def writable(self, path: str) -> bool:
         """Return whether the rules let the agent put a file of its own at ``path``."""
@@ -252,7 +263,13 @@ class CompiledPolicy:
             at = self._program(bucket, each)
             if at is not None and self._names_program(self.rules[at]):
                 parts.insert(0, (self._verdicts[at], at))
-        return self._strictest(parts) or parts[-1]
+        refused_part = self._strictest(parts)
+        if refused_part is None or self._asks_at(refused_part[1]):
+            # SAFETY: what only a person could allow is not asked about with such variables.
+            reason = self.variables.reason(target.variables)
+            if reason is not None:
+                return Verdict(Decision.DENY, ENVIRONMENT, reason), None
+        return refused_part or parts[-1]
 
     def _strictest(
         self, parts: list[tuple[Verdict, int | None]]

@@ -98,10 +98,16 @@ class Resources(msgspec.Struct, frozen=True):
 
 
 class Environment(msgspec.Struct, frozen=True):
-    """Which variables the agent inherits (names, a last ``*`` allowed), and which are set."""
+    """Which variables the agent inherits (names, a last ``*`` allowed), and which are set.
+
+    ``forbid`` names those with which no program is started (a last ``*`` allowed), ``pin`` those
+    that every program is started with.
+    """
 
     inherit: tuple[str, ...] = ()
     assign: tuple[tuple[str, str], ...] = ()
+    forbid: tuple[str, ...] = ()
+    pin: tuple[tuple[str, str], ...] = ()
 
 
 class Pseudonymise(msgspec.Struct, frozen=True):

@@ -6,8 +6,8 @@ import json
 import re
 
 from safeclaw.errors import UsageError
-from safeclaw.policies.compiled import CompiledPolicy
-from safeclaw.policies.document import Effect, Rule
+from safeclaw.policies.compiled import ENVIRONMENT, PROTECTED, CompiledPolicy
+from safeclaw.policies.document import Effect
 from safeclaw.policies.model import (
     AddressTarget,
     Attempt,
@@ -24,6 +24,8 @@ from safeclaw.policies.network import OWN_LOOPBACK, address
 
 #: Stands for whatever a name resolves to, where only the name is asked about (RFC 5737).
 _SOMEWHERE = "198.51.100.1"
+#: What refuses whatever a policy says.
+_BEYOND = (PROTECTED, "broker-lost", "violation")
 _SPECIAL = re.compile(r"([\\*?\[\]{}])")
 
 
@@ -136,8 +138,20 @@ def _network(words: list[str], base: str) -> Target:
     return AddressTarget(found[1] or "tcp", host, int(found[4]))
 
 
-def place_of(rule: Rule | None, source: str) -> str:
-    """Return where a deciding rule stands; ``source`` is the policy's own file."""
+def remedy(attempt: Attempt, verdict: Verdict, workspace: str | None = None) -> str | None:
+    """Return what in a policy would allow a denied attempt; None where nothing would."""
+    if verdict.rule in _BEYOND:
+        return None
+    if verdict.rule == ENVIRONMENT:
+        return "change 'forbid' or 'pin' under environment:"
+    return suggest_line(attempt, workspace)
+
+
+def place_of(compiled: CompiledPolicy, attempt: Attempt, source: str) -> str:
+    """Return where what decides stands; ``source`` is the policy's own file."""
+    rule = compiled.decisive_rule(attempt)
+    if rule is None and compiled.evaluate(attempt).rule == ENVIRONMENT:
+        return "environment: of the policy"
     if rule is None:
         return "no rule of the policy"
     if rule.id.startswith("runtime:"):
@@ -152,11 +166,12 @@ def explain(compiled: CompiledPolicy, attempt: Attempt, source: str) -> list[str
     lines = [
         f"verdict: {compiled.outcome(attempt)}",
         f"rule: {verdict.rule}",
-        f"line: {place_of(rule, source)}",
+        f"line: {place_of(compiled, attempt, source)}",
         f"reason: {printable(verdict.reason)}",
     ]
-    if compiled.outcome(attempt) is Effect.DENY and verdict.rule != "protected":
-        lines.append(f"to allow: {suggest_line(attempt, compiled.context.workspace)}")
+    allowing = remedy(attempt, verdict, compiled.context.workspace)
+    if compiled.outcome(attempt) is Effect.DENY and allowing is not None:
+        lines.append(f"to allow: {allowing}")
         if rule is not None:
             lines.append(f"  (above line {rule.line}, since the first match decides)")
     return lines

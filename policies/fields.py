@@ -18,6 +18,7 @@ _KINDS = {
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _TIMES = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _MOST = 2**53
+VARIABLE = "[A-Za-z_][A-Za-z0-9_]*"
 
 
 def kind(node: Node) -> str:
@@ -75,6 +76,25 @@ def text(node: Node | None, problems: Problems, *, multiline: bool = False) -> s
         problems.add(node.place, "must be one line")
         return ""
     return node.text
+
+
+def variables(found: dict[str, Node], key: str, problems: Problems) -> dict[str, tuple[Place, str]]:
+    """Return an optional mapping of variables' names to where each stands, and its value."""
+    node = found.get(key)
+    if node is None:
+        return {}
+    if not isinstance(node, Mapping):
+        problems.add(node.place, f"{key} must be a mapping, not {kind(node)}")
+        return {}
+    settings: dict[str, tuple[Place, str]] = {}
+    for name, value in node.entries:
+        if not re.fullmatch(VARIABLE, name.text):
+            problems.add(name.place, f"'{name.text}' is no variable's name")
+        said = text(value, problems)
+        if "\0" in said:
+            problems.add(value.place, "a variable cannot hold a NUL character")
+        settings[name.text] = (name.place, said)
+    return settings
 
 
 def texts(

@@ -125,11 +125,13 @@ def merge(drafts: list[Draft]) -> Policy:
 
     resources: dict[str, int] = {}
     assigned: dict[str, str] = {}
+    pinned: dict[str, str] = {}
     inherit: list[str] = []
     for draft in reversed(drafts):
         said: dict[str, int | None] = msgspec.structs.asdict(draft.policy.resources)
         resources |= {key: value for key, value in said.items() if value is not None}
         assigned |= dict(draft.policy.environment.assign)
+        pinned |= dict(draft.policy.environment.pin)
         inherit += draft.policy.environment.inherit
     strict = any(draft.policy.assurance is Assurance.STRICT for draft in drafts)
     return msgspec.structs.replace(
@@ -140,7 +142,13 @@ def merge(drafts: list[Draft]) -> Policy:
         # SAFETY: a parent that waits for its records is not made laxer by who extends it.
         assurance=Assurance.STRICT if strict else own.policy.assurance,
         resources=Resources(**resources),
-        environment=Environment(tuple(dict.fromkeys(inherit)), tuple(sorted(assigned.items()))),
+        environment=Environment(
+            tuple(dict.fromkeys(inherit)),
+            tuple(sorted(assigned.items())),
+            # SAFETY: what a parent forbids or pins is not given back by setting it.
+            tuple(dict.fromkeys(name for d in drafts for name in d.policy.environment.forbid)),
+            tuple(sorted(pinned.items())),
+        ),
         parents=tuple(draft.policy.name for draft in others),
         # SAFETY: nor does it make public what a parent keeps private.
         pseudonymise=Pseudonymise(

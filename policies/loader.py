@@ -28,17 +28,19 @@ from safeclaw.policies.document import (
     Rule,
     Runtime,
 )
+from safeclaw.policies.variables import Variables
 from safeclaw.policies.yamltext import Mapping, Node, Problems, Scalar, Sequence, parse
 
 _C = TypeVar("_C", Runtime, Mode, Assurance)
 
 VERSIONS = ("1", "1.0")
-_RESERVED = (RUNTIME_NAME, "protected", "default-deny")
+_RESERVED = (RUNTIME_NAME, "protected", "default-deny", "environment")
 
 TOP_KEYS = (
     "version", "description", "extends", "rules", "runtime", "mode", "assurance", "resources",
     "environment", "pseudonymise",
 )  # fmt: skip
+ENVIRONMENT_KEYS = ("pass", "set", "forbid", "pin")
 PSEUDONYMISE_KEYS = ("path", "action")
 _CONDITIONS = ("path", "command", "host", "port", "protocol")
 RULE_KEYS = ("action", *_CONDITIONS, "effect", "reason")
@@ -310,23 +312,33 @@ def _resources(node: Node | None, problems: Problems) -> Resources:
 
 
 def _environment(node: Node | None, problems: Problems) -> Environment:
-    found = fields.mapping(node, ("pass", "set"), "environment", problems)
-    inherit: list[str] = []
-    for place, text in fields.texts(found.get("pass"), "pass", problems):
-        if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*\*?", text):
-            inherit.append(text)
+    found = fields.mapping(node, ENVIRONMENT_KEYS, "environment", problems)
+    assign = fields.variables(found, "set", problems)
+    pin = fields.variables(found, "pin", problems)
+    forbid = _variables(found, "forbid", problems)
+    environment = Environment(
+        inherit=tuple(_variables(found, "pass", problems)),
+        assign=tuple((name, value) for name, (_, value) in assign.items()),
+        forbid=tuple(forbid),
+        pin=tuple((name, value) for name, (_, value) in pin.items()),
+    )
+    held = Variables(environment)
+    for name, (place, _) in assign.items():
+        if name in pin:
+            problems.add(place, f"'{name}' is pinned, too; pin sets it already")
+        elif held.forbids(name):
+            problems.add(place, f"'{name}' is forbidden, too; pin it to allow this one value")
+    return environment
+
+
+def _variables(found: dict[str, Node], key: str, problems: Problems) -> list[str]:
+    names: list[str] = []
+    for place, text in fields.texts(found.get(key), key, problems):
+        if re.fullmatch(rf"{fields.VARIABLE}\*?", text):
+            names.append(text)
         else:
             problems.add(place, f"'{text}' is no variable's name (a last * is allowed)")
-    assign: list[tuple[str, str]] = []
-    settings = found.get("set")
-    if settings is not None and not isinstance(settings, Mapping):
-        problems.add(settings.place, f"set must be a mapping, not {fields.kind(settings)}")
-    elif settings is not None:
-        for key, value in settings.entries:
-            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key.text):
-                problems.add(key.place, f"'{key.text}' is no variable's name")
-            assign.append((key.text, fields.text(value, problems)))
-    return Environment(tuple(inherit), tuple(assign))
+    return names
 
 
 def _pseudonymise(node: Node | None, problems: Problems) -> Pseudonymise:

@@ -34,12 +34,14 @@ class ProgramTarget(msgspec.Struct, frozen=True, tag="program"):
 
     ``interpreters`` are the canonical paths of the shebang chain, outermost last, and
     ``arguments`` what each one's line gives it before the script: "" for nothing.
+    ``variables`` names those that it would start with otherwise than the policy says.
     """
 
     program: str
     argv: tuple[str, ...]
     interpreters: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()
+    variables: tuple[str, ...] = ()
 
 
 class AddressTarget(msgspec.Struct, frozen=True, tag="address"):
@@ -118,7 +120,7 @@ def target_fields(target: Target) -> dict[str, object]:
             return {"path": printable(path)}
         case FileTarget(path, to):
             return {"path": printable(path), "to": printable(to or "")}
-        case ProgramTarget(program, argv, interpreters, arguments):
+        case ProgramTarget(program, argv, interpreters, arguments, variables):
             fields: dict[str, object] = {
                 "argv": [printable(word) for word in argv],
                 "program": printable(program),
@@ -127,6 +129,8 @@ def target_fields(target: Target) -> dict[str, object]:
                 fields["interpreters"] = [printable(path) for path in interpreters]
             if any(arguments):
                 fields["arguments"] = [printable(word) for word in arguments]
+            if variables:
+                fields["variables"] = [printable(name) for name in variables]
             return fields
         case AddressTarget(protocol, address, port):
             where: dict[str, object] = {"address": address, "port": port, "protocol": protocol}

@@ -57,6 +57,7 @@ def target_of(fields: Mapping[str, object]) -> Target:
                 _texts(fields["argv"]),
                 _texts(fields.get("interpreters", [])),
                 _texts(fields.get("arguments", [])),
+                _texts(fields.get("variables", [])),
             )
         case {"protocol": str(protocol), "address": str(address), "port": int(port)}:
             names = _texts(fields.get("names", []))

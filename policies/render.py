@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from safeclaw.policies.document import Policy, Rule, Runtime
+from safeclaw.policies.document import Environment, Policy, Rule, Runtime
 from safeclaw.policies.explain import quoted
 from safeclaw.policies.model import printable
+from safeclaw.policies.variables import Variables
 
 _WIDTH = 100
 
@@ -82,15 +83,7 @@ def effective(policy: Policy, rules: Sequence[Rule], file: str) -> list[str]:
     ]
     if resources:
         lines.append(f"resources: {{{', '.join(resources)}}}")
-    environment = policy.environment
-    if environment.inherit:
-        lines.append("environment:")
-        lines.append(f"  pass: [{', '.join(quoted(name) for name in environment.inherit)}]")
-    if environment.assign:
-        if not environment.inherit:
-            lines.append("environment:")
-        pairs = ", ".join(f"{name}: {quoted(value)}" for name, value in environment.assign)
-        lines.append(f"  set: {{{pairs}}}")
+    lines += _environment(policy.environment)
     lines.append("rules:")
     for rule in rules:
         if rule.id.startswith("runtime:"):
@@ -100,3 +93,23 @@ def effective(policy: Policy, rules: Sequence[Rule], file: str) -> list[str]:
         lines.append(f"  # {rule.id}  ({where})")
         lines += rule_of(rule)
     return lines
+
+
+def _environment(environment: Environment) -> list[str]:
+    lines: list[str] = []
+    held = Variables(environment)
+    # what a parent forbids or pins is not to be set beside it
+    pinned = dict(environment.pin)
+    assign = [
+        (name, value)
+        for name, value in environment.assign
+        if name not in pinned and not held.forbids(name)
+    ]
+    for key, names in (("pass", environment.inherit), ("forbid", environment.forbid)):
+        if names:
+            lines.append(f"  {key}: [{', '.join(quoted(name) for name in names)}]")
+    for key, pairs in (("set", assign), ("pin", environment.pin)):
+        if pairs:
+            said = ", ".join(f"{name}: {quoted(value)}" for name, value in pairs)
+            lines.append(f"  {key}: {{{said}}}")
+    return ["environment:", *lines] if lines else []

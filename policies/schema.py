@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from safeclaw.policies import loader, network
+from safeclaw.policies import fields, loader, network
 from safeclaw.policies.document import Assurance, Mode, Runtime
 
 Json = dict[str, Any]
@@ -26,7 +26,7 @@ _ABOUT = {
     "mode": "enforce, or observe: record what would be denied, but let it through.",
     "assurance": "strict: every attempt waits until its record is on disk.",
     "resources": "Limits of the session.",
-    "environment": "Which variables the agent inherits, and which are set.",
+    "environment": "Which variables the agent inherits, which are set, forbidden and pinned.",
     "pseudonymise": "What is recorded under a pseudonym (a keyed HMAC) instead of by name.",
     "action": "What is tried: a dotted name, which covers everything below it, or *.",
     "path": "Globs on the canonical path; relative ones stand in the workspace, ~ is the home.",
@@ -83,13 +83,10 @@ def _top(key: str) -> Json:
             share: Json = {"type": "string", "pattern": "^[0-9]{1,6}%$"}
             return _object(dict.fromkeys(loader.RESOURCES, value) | {"cpu": share})
         case "environment":
-            name = {"type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9_]*\\*?$"}
-            return _object(
-                {
-                    "pass": _one_or_more(name),
-                    "set": {"type": "object", "additionalProperties": {"type": "string"}},
-                }
-            )
+            names = _one_or_more({"type": "string", "pattern": f"^{fields.VARIABLE}\\*?$"})
+            settings: Json = {"type": "object", "additionalProperties": {"type": "string"}}
+            kinds = {"pass": names, "set": settings, "forbid": names, "pin": settings}
+            return _object({key: kinds[key] for key in loader.ENVIRONMENT_KEYS})
         case "pseudonymise":
             properties = {key: _condition(key) for key in loader.PSEUDONYMISE_KEYS}
             return _object(properties) | {"minProperties": 1}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from safeclaw.policies.model import Attempt, Verdict
@@ -43,6 +43,10 @@ class Gate(Protocol):
 
     def peek(self, attempt: Attempt) -> Verdict:
         """Decide without a record: for the second half of a two-sided attempt."""
+        ...
+
+    def variables(self, environment: Sequence[bytes]) -> tuple[str, ...]:
+        """Return the names for which the policy has no program started with this environment."""
         ...
 
     def violation(self, attempt: Attempt, *, pid: int, exe: str, reason: str) -> None:

@@ -14,6 +14,8 @@ import re
 import signal
 import stat
 
+import msgspec
+
 from safeclaw.policies.model import Attempt, ProgramTarget
 from safeclaw.sandbox import linux
 from safeclaw.sandbox.caller import read_strings
@@ -22,8 +24,14 @@ from safeclaw.sandbox.pinning import path_argument, pin
 from safeclaw.sandbox.resolve import Pinned, error
 
 _LOADER = re.compile(r"(?:ld-linux[^/]*|ld-musl[^/]*|ld64|ld)\.so[.\d]*|ld-\d[^/]*\.so")
+#: Options of a loader that do what a variable does (ld.so(8)).
+_LOADER_VARIABLES = {
+    "--audit": b"LD_AUDIT",
+    "--library-path": b"LD_LIBRARY_PATH",
+    "--preload": b"LD_PRELOAD",
+}
 _LOADER_TAKES_VALUE = frozenset(
-    {"--library-path", "--inhibit-rpath", "--audit", "--preload", "--argv0"}
+    {*_LOADER_VARIABLES, "--inhibit-rpath", "--argv0"}
     | {"--glibc-hwcaps-prepend", "--glibc-hwcaps-mask"}
 )
 _SHEBANG_MAX = 256
@@ -81,15 +89,25 @@ def _shebang(pinned: Pinned) -> tuple[str, list[bytes]] | None:
     return os.fsdecode(words[0]), [word.strip(b" \t") for word in words[1:]]
 
 
-def _loaded(argv: list[bytes]) -> int | None:
-    """Return the index in argv of the program that a loader is asked to run."""
-    index = 1
+def _loaded(argv: list[bytes]) -> tuple[int | None, list[bytes]]:
+    """Return the index in argv of the program that a loader is asked to run.
+
+    And what its options would be as variables: glibc's take a word of their own, musl's may
+    have the value behind a ``=``.
+    """
+    index, variables = 1, list[bytes]()
     while index < len(argv):
-        word = os.fsdecode(argv[index])
-        if not word.startswith("--"):
-            return index
-        index += 2 if word in _LOADER_TAKES_VALUE else 1
-    return None
+        word, equals, value = argv[index].partition(b"=")
+        option = os.fsdecode(word)
+        if not option.startswith("--"):
+            return index, variables
+        if not equals and option in _LOADER_TAKES_VALUE:
+            index += 1
+            value = argv[index] if index < len(argv) else b""
+        if option in _LOADER_VARIABLES:
+            variables.append(_LOADER_VARIABLES[option] + b"=" + value)
+        index += 1
+    return None, variables
 
 
 def _exec(note: Notification) -> int | None:
@@ -143,24 +161,39 @@ def _run(
             tuple(pinned.path for pinned in chain.interpreters),
             tuple(os.fsdecode(word) for word in chain.arguments),
         )
+        variables = environment
         if _LOADER.fullmatch(os.path.basename(chain.image.path)):
-            index = _loaded(chain.argv)
+            index, options = _loaded(chain.argv)
+            variables = [*environment, *options]
             if index is not None:
                 target = _behind_loader(note, chain.image, chain.argv, index)
         # the person's own command is the session's start, judged as that, once
         first = note.mediator.first_program
         note.mediator.first_program = None
         action = "session.start" if first == target.argv else "shell.execute"
-        note.judge(Attempt(action, target), enforced_by="exec-stop")
-        _require_plain(note, target, environment)
+        target = _judge(note, action, target, variables)
+        _require_plain(note, target, variables)
         image = Image(_inode(chain.image.fd), chain.argv, environment)
     _continue_to_exec_stop(note, image, target)
     return None
 
 
-def _require_plain(note: Notification, target: ProgramTarget, environment: list[bytes]) -> None:
+def _judge(
+    note: Notification, action: str, target: ProgramTarget, variables: list[bytes]
+) -> ProgramTarget:
+    """Have a program judged with the variables that the policy does not start it with."""
+    while True:
+        refused = note.mediator.gate.variables(variables)
+        whole = msgspec.structs.replace(target, variables=refused)
+        note.judge(Attempt(action, whole), enforced_by="exec-stop")
+        # SAFETY: another policy may have come in between; it is the last one's to decide.
+        if note.mediator.gate.variables(variables) == refused:
+            return whole
+
+
+def _require_plain(note: Notification, target: ProgramTarget, variables: list[bytes]) -> None:
     """Refuse, and record, what a rule has allowed but for the variables it would start with."""
-    for entry in environment:
+    for entry in variables:
         if entry.startswith(_FORBIDDEN_VARIABLES):
             name = os.fsdecode(entry.partition(b"=")[0])
             note.mediator.gate.violation(

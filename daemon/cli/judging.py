@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import click
+from msgspec.structs import replace
 
 from safeclaw.policies import source
 from safeclaw.policies.compiled import CompiledPolicy, compile_policy
@@ -38,13 +39,20 @@ def canonical(target: Target) -> Target:
             return FileTarget(os.path.realpath(path), real_to)
         case SocketTarget(path):
             return SocketTarget(os.path.realpath(path))
-        case ProgramTarget(program, argv, interpreters):
+        case ProgramTarget(program, argv):
             if "/" not in argv[0]:
                 found = shutil.which(argv[0])
                 program = found or f"/usr/bin/{argv[0]}"
-            return ProgramTarget(os.path.realpath(program), argv, interpreters)
+            return replace(target, program=os.path.realpath(program))
         case _:
             return target
+
+
+def started_with(compiled: CompiledPolicy, target: Target, given: dict[str, str]) -> Target:
+    """Return the target as it would be with these variables, besides those that are pinned."""
+    if not isinstance(target, ProgramTarget):
+        return target
+    return replace(target, variables=compiled.variables.refused_with(given))
 
 
 def echo_json(value: object) -> None:

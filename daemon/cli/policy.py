@@ -9,16 +9,14 @@ from typing import Final
 import click
 from msgspec.structs import replace
 
-from safeclaw.daemon.cli.judging import canonical, compiled_for, echo_json
+from safeclaw.daemon.cli.judging import canonical, compiled_for, echo_json, started_with
 from safeclaw.daemon.cli.lazy import LazyGroup
 from safeclaw.errors import PolicyError, UsageError
 from safeclaw.policies import explain as words
 from safeclaw.policies import render, source
 from safeclaw.policies.compiled import Context, compile_policy
 from safeclaw.policies.loader import load
-from safeclaw.policies.model import (
-    Attempt,
-)
+from safeclaw.policies.model import Attempt, ProgramTarget
 
 #: Subcommands that live elsewhere, and are imported when they are named.
 _ELSEWHERE: Final = {
@@ -65,18 +63,32 @@ def check_command(files: tuple[str, ...]) -> int:
 )
 @click.option("--policy", "ref", metavar="FILE|NAME", help="The policy; else the workspace's own.")
 @click.option("--workspace", metavar="DIR", default=".", help="The workspace; else this directory.")
+@click.option("--env", "given", multiple=True, metavar="NAME=VALUE", help="The program's variable.")
 @click.argument("action")
 @click.argument("target", nargs=-1, type=click.UNPROCESSED, metavar="TARGET...")
-def explain_command(ref: str | None, workspace: str, action: str, target: tuple[str, ...]) -> int:
+def explain_command(
+    ref: str | None, workspace: str, given: tuple[str, ...], action: str, target: tuple[str, ...]
+) -> int:
     """Print the verdict, the rule, its line, the reason, and what would allow it."""
     directory = Path(os.path.realpath(workspace))
     if not directory.is_dir():
         raise UsageError(f"{workspace}: no such directory")
     name, compiled = compiled_for(ref, directory)
     meant = canonical(words.parse_target(action, list(target), str(directory)))
+    variables = dict(_variable(text) for text in given)
+    if variables and not isinstance(meant, ProgramTarget):
+        raise UsageError("only a program has variables: --env is for shell.execute")
+    meant = started_with(compiled, meant, variables)
     for line in words.explain(compiled, Attempt(action, meant), name):
         click.echo(line)
     return 0
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise UsageError(f"--env {text}: write NAME=VALUE")
+    return name, value
 
 
 @policy_group.command(

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import click
 import msgspec
 
-from safeclaw.daemon.cli.judging import canonical, compiled_for, echo_json
+from safeclaw.daemon.cli.judging import canonical, compiled_for, echo_json, started_with
 from safeclaw.errors import UsageError
 from safeclaw.policies import explain as words
 from safeclaw.policies import source
@@ -84,7 +84,8 @@ def test_command(
 
 
 def _result(case: Case, name: str, compiled: CompiledPolicy) -> _Result:
-    attempt = Attempt(case.attempt.action, canonical(case.attempt.target))
+    target = started_with(compiled, canonical(case.attempt.target), dict(case.environment))
+    attempt = Attempt(case.attempt.action, target)
     verdict, effect = compiled.evaluate(attempt), compiled.outcome(attempt)
     return _Result(
         line=case.line,
@@ -94,7 +95,7 @@ def _result(case: Case, name: str, compiled: CompiledPolicy) -> _Result:
         ok=effect is case.expect and case.rule in ("", verdict.rule),
         decision=str(effect),
         rule=verdict.rule,
-        place=words.place_of(compiled.decisive_rule(attempt), name),
+        place=words.place_of(compiled, attempt, name),
         reason=printable(verdict.reason),
     )
 

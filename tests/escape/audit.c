@@ -1,6 +1,6 @@
 /* What LD_AUDIT has the loader run before the program itself (rtld-audit(7)). */
 #include <unistd.h>
 unsigned la_version(unsigned version) {
-    if (write(1, "other code\n", 11) != 11) return 0;
+    if (write(1, "other code has WON\n", 19) != 19) return 0;
     return version;
 }

@@ -98,7 +98,8 @@ def compile_all(out: Path) -> None:
     compile_one(HERE / "program.c", "xa", "-static")
     compile_one(HERE / "program.c", "xd", "-static", "-DDENIED")
     compile_one(HERE / "program.c", "xd-dynamic", "-DDENIED")
-    compile_one(HERE / "audit.c", "audit.so", "-shared", "-fPIC")
+    for library in ("audit", "preload"):
+        compile_one(HERE / f"{library}.c", f"{library}.so", "-shared", "-fPIC")
 
 
 class Prison:
@@ -215,7 +216,7 @@ class Prison:
             secret.write_text(token)
         (area / "secretz/key").write_text("nothing to see")
         (area / "frozen/f").write_text("frozen")
-        for program in ("xa", "xd", "xd-dynamic", "audit.so"):
+        for program in ("xa", "xd", "xd-dynamic", "audit.so", "preload.so"):
             shutil.copy(self._programs / program, area / "bin" / program)
         if attack.source.endswith(".py"):
             shutil.copy(HERE / "attacks" / attack.source, area / "attack.py")

@@ -80,7 +80,33 @@ def _races() -> list[Attack]:
         Attack("race_exec_argv", "race_exec_argv.c", "exec-stop", goal=50),
         Attack("race_exec_vfork", "race_exec_vfork.c", "exec-stop", goal=50),
         Attack("race_exec_variable", "race_exec_variable.c", "exec-stop", goal=50),
+        Attack("race_exec_pointer", "race_exec_pointer.c", "exec-stop", goal=50),
     ]
+
+
+def _variables() -> list[Attack]:
+    ways = (
+        *("given", "env", "shell", "script", "descriptor", "loader"),
+        *("preload", "loader-preload", "audit", "loader-audit"),
+    )
+    found = [
+        Attack(
+            f"variable_{way}",
+            "forbidden_variable.py",
+            "loader-code" if way.endswith("audit") else "variables",
+            word=way,
+        )
+        for way in ways
+    ]
+    found += [
+        Attack(f"pinned_{way}", "pinned_variable.py", "variables", word=way)
+        for way in ("changed", "absent", "cleared")
+    ]
+    found += [
+        Attack(f"pinned_{way}", "pinned_twice.c", "variables", word=way)
+        for way in ("first", "last")
+    ]
+    return found
 
 
 def _calls() -> list[Attack]:
@@ -132,7 +158,7 @@ def _sessions() -> list[Attack]:
 _CHOSEN = re.compile(os.environ.get("SAFECLAW_CORPUS", ""))
 ATTACKS = tuple(
     one
-    for one in (*_files(), *_races(), *_calls(), *_victims(), *_sessions())
+    for one in (*_files(), *_races(), *_variables(), *_calls(), *_victims(), *_sessions())
     if _CHOSEN.match(one.name)
 )
 
@@ -150,6 +176,9 @@ rules:
   - {action: shell.execute, command: ["/usr/** *", "/bin/** *", "/lib*/** *", "./** *"],
      effect: allow}
   - {action: "*", effect: deny}
+environment:
+  forbid: ["LOOT_*", LD_PRELOAD]
+  pin: {PINNED: "yes"}
 """
 
 

@@ -20,6 +20,7 @@ import pyseccomp
 from safeclaw.daemon import gate as daemon_gate
 from safeclaw.daemon import kept, launching
 from safeclaw.daemon.cli.main import main
+from safeclaw.policies import compiled
 from safeclaw.policies.model import Attempt, Decision, Verdict
 from safeclaw.sandbox import binding, filters, first, linux, mediator, programs, quick, syscalls
 
@@ -125,6 +126,17 @@ def _loader() -> None:
     _replace(programs, "_LOADER", re.compile("(?!)"))
 
 
+def _variables() -> None:
+    def nothing(*_: object) -> tuple[str, ...]:
+        return ()
+
+    _replace(compiled.CompiledPolicy, "refused_variables", nothing)
+
+
+def _loader_code() -> None:
+    _replace(programs, "_FORBIDDEN_VARIABLES", ())
+
+
 def _closing() -> None:
     _replace(os, "closerange", _nothing)
 
@@ -159,6 +171,8 @@ DEFENCES = {
     "ioctls": _ioctls,  # the list of requests of ioctl(2), and the refusals by argument
     "exec-stop": _exec_stop,  # the comparison of the new image with what was approved
     "loader": _loader,  # judging a loader as the program that it loads
+    "variables": _variables,  # what a policy forbids and pins of a program's environment
+    "loader-code": _loader_code,  # that no program is started with an auditor in its loader
     "closing": _closing,  # closing inherited descriptors
     "upward": _upward,  # where the stage of a socket's name stands, and that it goes nowhere else
     "view": _view,  # that only what a rule can name exists

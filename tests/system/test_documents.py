@@ -67,7 +67,7 @@ def test_every_command_of_the_reference_works(person: Person) -> None:
     person.write("src/a.py", "a = 1\n")
     status, said = run(person, "\n".join(blocks("policy-reference.md", "sh")))
     assert status == 0, said
-    assert said.count("\nok   ") + said.startswith("ok   ") == 4
+    assert said.count("\nok   ") + said.startswith("ok   ") == 5
     assert (person.workspace / "policy.schema.json").read_text().startswith("{")
 
 

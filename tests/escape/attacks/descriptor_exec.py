@@ -7,7 +7,7 @@ for flags in (os.O_RDONLY, os.O_PATH):
     child = os.fork()
     if not child:
         try:
-            os.execve(fd, ["x"], {})
+            os.execve(fd, ["x"], dict(os.environ))
         finally:
             os._exit(1)
     os.waitpid(child, 0)

@@ -9,7 +9,7 @@ for name in (fd, f"/proc/self/fd/{fd}", f"/dev/fd/{fd}"):
     child = os.fork()
     if not child:
         try:
-            os.execve(name, ["echo", "WON"], {})
+            os.execve(name, ["echo", "WON"], dict(os.environ))
         finally:
             os._exit(1)
     os.waitpid(child, 0)

@@ -1,9 +1,10 @@
 """Read the environment and the memory of another process of the session."""
 
+import os
 import subprocess
 import sys
 
-child = subprocess.Popen(["sleep", "60"], env={"PATH": "/usr/bin:/bin", "KEY": "of-a-sibling"})
+child = subprocess.Popen(["sleep", "60"], env={**os.environ, "KEY": "of-a-sibling"})
 try:
     for name in ("environ", "mem", "root/etc/passwd"):
         try:

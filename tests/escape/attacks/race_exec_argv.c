@@ -7,8 +7,8 @@ static void *flip(void *unused) {
     return unused;
 }
 static void *run(void *unused) {
-    char *words[] = {"x", (char *)word, 0}, *none[] = {0};
-    execve("bin/xa", words, none);
+    char *words[] = {"x", (char *)word, 0};
+    execve("bin/xa", words, environ);
     _exit(0);
     return unused;
 }

@@ -7,11 +7,11 @@ static void *flip(void *unused) {
     return unused;
 }
 static int try_once(void) {
-    char *words[] = {"x", 0}, *none[] = {0}, data[64] = "";
+    char *words[] = {"x", 0}, data[64] = "";
     pid_t child = vfork();
     if (!child) {
         dup2(out[1], 1);
-        execve((char *)path, words, none);
+        execve((char *)path, words, environ);
         _exit(0);
     }
     waitpid(child, 0, 0);

@@ -7,7 +7,7 @@ static void *flip(void *unused) {
     return unused;
 }
 static void *run(void *unused) {
-    char *words[] = {"true", 0}, *all[] = {(char *)variable, 0};
+    char *words[] = {"true", 0}, *all[] = {"PINNED=yes", (char *)variable, 0};
     execve("/usr/bin/true", words, all);
     _exit(0);
     return unused;

@@ -11,11 +11,11 @@ static int try_once(void) {
     pid_t child = fork();
     if (!child) {
         pthread_t thread;
-        char *words[] = {"x", (char *)word, 0}, *none[] = {0};
+        char *words[] = {"x", (char *)word, 0};
         dup2(out[1], 1);
         pthread_create(&thread, 0, flip, 0);
         if (!vfork()) {
-            execve("bin/xa", words, none);
+            execve("bin/xa", words, environ);
             _exit(0);
         }
         wait(0);
