@@ -30,6 +30,8 @@ Runs COMMAND in walls, under a policy, with a record of every attempt.
                            cgroup (limits hold single processes only)
   --grace SECONDS          how long to wait for a broker that does not answer; else 5,
                            or what the system's broker says
+  -q, --quiet              show denials at the end only, as a number: for agents that draw on
+                           the whole terminal. safeclaw audit tail shows them meanwhile
   -v, --verbose            print the walls
   -h, --help               print this
 
@@ -41,6 +43,7 @@ Ends with COMMAND's own status, 128+n for a signal; 125 when safeclaw failed,
 #: The values of ``sandbox.spec``'s Isolation and Degraded, which this module need not import.
 ISOLATIONS = ("full", "landlock")
 LAYERS = ("landlock-abi", "cgroup")
+_FLAGS = ("-q", "--quiet", "-v", "--verbose", "--observe", "--no-prompt", "-h", "--help")
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -56,6 +59,7 @@ class Options(msgspec.Struct, frozen=True):
     grace: float | None = None
     broker: str = "auto"
     prompt: bool = True
+    quiet: bool = False
     verbose: bool = False
     help: bool = False
 
@@ -75,7 +79,7 @@ def parse(words: list[str]) -> Options:
             break
         rest.pop(0)
         name, equals, value = word.partition("=")
-        if word in ("-v", "--verbose", "--observe", "--no-prompt", "-h", "--help"):
+        if word in _FLAGS:
             flags.add(word)
             continue
         if name not in (
@@ -126,6 +130,7 @@ def parse(words: list[str]) -> Options:
         grace=_seconds(values["--grace"]) if "--grace" in values else None,
         broker=broker_choice(values.get("--broker", "auto")),
         prompt="--no-prompt" not in flags,
+        quiet=bool(flags & {"-q", "--quiet"}),
         verbose=bool(flags & {"-v", "--verbose"}),
     )
 

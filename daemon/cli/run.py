@@ -96,6 +96,8 @@ class _Run:
         self._by_switch = False
         self._kill_reason = ""
         self._observe = options.observe
+        #: Whether a denial was not shown that would have been.
+        self._unshown = False
 
     def run(self) -> int:
         """Open the session, launch, wait, and close the record."""
@@ -214,6 +216,12 @@ class _Run:
             raise
         finally:
             self._close(gate, hello, lease, gate.lost or reason, status)
+            if self._unshown:
+                what = "attempts that would be denied" if self._observe else "attempts denied"
+                display.tell(
+                    f"safeclaw: {what}: {gate.denials}; "
+                    f"safeclaw audit show --session {printable(lease.session)} --decision deny"
+                )
 
     def _command(self) -> tuple[str, ...]:
         """Return the command with its program's path; without one, the session ends here."""
@@ -308,6 +316,9 @@ class _Run:
         )
 
     def _denied(self, attempt: Attempt, verdict: Verdict) -> None:
+        if self._options.quiet:
+            self._unshown = True
+            return
         workspace = str(self._workspace)
         line = display.denial_line(attempt, verdict, workspace, observed=self._observe)
         display.tell(line, patient=False)

@@ -1,0 +1,33 @@
+"""What a person sees of denials while an agent runs: a line each, or with -q their number."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.system.conftest import Person
+
+SCRIPT = "cat secrets/token; cat secrets/token; cat <secrets/other; true"
+LINE = (
+    r"safeclaw: denied file\.read /\S+/secrets/\w+ \[default:\d+\] .+; to allow: - \{action: .+\}"
+)
+
+
+@pytest.mark.parametrize("word", ["-q", "--quiet"])
+def test_quiet_keeps_denials_off_the_screen_and_counts_them(person: Person, word: str) -> None:
+    for name in ("token", "other"):
+        person.write(f"secrets/{name}", "secret\n")
+    loud = person.safeclaw("run", "--", "sh", "-c", SCRIPT)
+    lines = [line for line in loud.stderr.splitlines() if line.startswith("safeclaw: ")]
+    assert [bool(re.fullmatch(LINE, line)) for line in lines] == [True, True], loud.stderr
+
+    quiet = person.safeclaw("run", word, "--", "sh", "-c", SCRIPT)
+    assert quiet.returncode == 0
+    (line,) = [line for line in quiet.stderr.splitlines() if line.startswith("safeclaw: ")]
+    said = re.fullmatch(r"safeclaw: attempts denied: 3; safeclaw (audit show .+)", line)
+    assert said is not None, line
+    assert len(person.records(*said[1].split()[2:])) == 3
+
+    nothing = person.safeclaw("run", word, "--", "true")
+    assert (nothing.returncode, nothing.stderr) == (0, "")
