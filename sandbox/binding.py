@@ -11,10 +11,8 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import shutil
 import socket
 import struct
-import tempfile
 
 from safeclaw.sandbox import linux
 from safeclaw.sandbox.resolve import Pinned, Resolver, error
@@ -34,6 +32,9 @@ def bind(
     Where the text cannot be made to lead there, the socket's name is another one for the
     same file.  Takes some milliseconds.  Raises OSError as bind(2).
     """
+    import shutil  # both take longer to import than a start has, and most sessions bind no path
+    import tempfile
+
     head, stage = _directories(text, os.fsencode(name)), b""
     if head:
         stage = os.fsencode(tempfile.mkdtemp(prefix="safeclaw-", dir=_STAGES))
