@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from safeclaw.policies.document import Effect, Mode, Policy, Rule
+from safeclaw.policies.document import Effect, Environment, Mode, Policy, Rule
 from safeclaw.policies.model import printable
 
 #: How many kinds of actions are named, how many targets of each, and how much of a target.
@@ -20,6 +20,7 @@ _WORDS = {Effect.ALLOW: "may", Effect.ASK: "asks a person before", Effect.DENY: 
 def gist(policy: Policy) -> list[str]:
     """Return the lines."""
     lines = [line for effect in Effect if (line := _line(policy.rules, effect))]
+    lines += _variables(policy.environment)
     if policy.mode is Mode.OBSERVE:
         lines.insert(0, "mode: observe: what is refused is only recorded")
     return lines or ["may nothing"]
@@ -37,6 +38,21 @@ def _line(rules: Sequence[Rule], effect: Effect) -> str:
     if len(parts) > _KINDS_MAX:
         parts[_KINDS_MAX:] = [f"and {len(parts) - _KINDS_MAX} kinds more"]
     return printable(f"{_WORDS[effect]}: {'; '.join(parts)}")
+
+
+def _variables(environment: Environment) -> list[str]:
+    held = [
+        (word, names)
+        for word, names in (
+            ("never", list(environment.forbid)),
+            ("always", [f"{name}={value}" for name, value in environment.pin]),
+        )
+        if names
+    ]
+    if not held:
+        return []
+    parts = [f"{word} {_some(names)}" for word, names in held]
+    return [printable(f"programs start with: {'; '.join(parts)}")]
 
 
 def _some(targets: list[str]) -> str:

@@ -43,6 +43,12 @@ def test_what_only_observes_says_so_first() -> None:
     assert lines[0].startswith("mode: observe")
 
 
+def test_what_programs_start_with_is_said() -> None:
+    more = "environment: {forbid: [A, 'B*', C, D], pin: {PATH: /usr/bin}}\n"
+    lines = gist(load(POLICY + more, name="p.yaml"))
+    assert lines[-1] == "programs start with: never A | B* | C and 1 more; always PATH=/usr/bin"
+
+
 def test_a_policy_of_nothing_may_nothing() -> None:
     text = 'version: "1.0"\nrules:\n  - {action: "*", effect: deny}\n'
     assert gist(load(text, name="p.yaml")) == ["may nothing"]

@@ -63,6 +63,17 @@ def test_every_continue_is_there_and_has_its_reason_in_the_code() -> None:
     )
 
 
+def test_there_is_no_other_way_to_continue_a_call() -> None:
+    text = {path.name: path.read_text() for path in (ROOT / "sandbox").glob("*.py")}
+    # one function answers; it is given flags where the call is continued, and nowhere else
+    assert [name for name in text if "NOTIF_RESP.pack" in text[name]] == ["mediator.py"]
+    with_flags = re.findall(r"\breply\([^)]*\bflags=(\S+)\)", "".join(text.values()))
+    assert with_flags == ["linux.SECCOMP_USER_NOTIF_FLAG_CONTINUE"] * 3
+    for name in text:
+        spelled = re.findall(r".*FLAG_CONTINUE.*", text[name])
+        assert all(_CONTINUE in line or name == "linux.py" for line in spelled), name
+
+
 def test_every_attack_is_listed_and_stands_for_something() -> None:
     listed = calls((ROOT / "docs" / "attacks.md").read_text().replace("# ", "## "))
     assert sorted(set(listed)) == sorted(listed)
