@@ -94,6 +94,7 @@ def spec(
     observe: bool = False,
     isolation: Isolation = Isolation.FULL,
     degraded: tuple[Degraded, ...] = (),
+    ignored: tuple[int, ...] = (),
 ) -> LaunchSpec:
     """Return what to launch; ``command`` has the program's absolute path.
 
@@ -127,6 +128,7 @@ def spec(
         filters=kept.filters(state, network=network, confined=confined),
         isolation=isolation,
         degraded=degraded,
+        ignored=ignored,
         hosts=policy.names() if confined else (),
         resources=policy.policy.resources,
     )

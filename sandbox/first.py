@@ -131,7 +131,8 @@ def _agent(spec: LaunchSpec, pipes: Pipes) -> NoReturn:
         _own_group()
     for number in range(1, signal.NSIG):
         if number not in (signal.SIGKILL, signal.SIGSTOP, 32, 33):
-            signal.signal(number, signal.SIG_DFL)
+            ignored = number in spec.ignored
+            signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, spec.signals)
     keep = sorted((go, said))
     os.closerange(3, keep[0])

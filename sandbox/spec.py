@@ -45,4 +45,6 @@ class LaunchSpec(msgspec.Struct, frozen=True):
     #: What the first processes set for the agent: see ``limits``.
     rlimits: tuple[tuple[int, int], ...] = ()
     cgroup: str = ""
+    #: Signals that the agent is started with blocked, and ignored (execve(2) keeps both).
     signals: tuple[int, ...] = ()
+    ignored: tuple[int, ...] = ()

@@ -33,14 +33,26 @@ def run(words: list[str]) -> int:
     if options.help:
         sys.stdout.write(USAGE)
         return 0
+    ignored = _ignored()
     workspace = _workspace(options)
     state = client.state_directory(dict(os.environ))
     # The broker is forked before anything else is imported, and imports on its own.
     connection = client.Client.choose(options.broker, state)
     try:
-        return _Run(options, workspace, state, connection).run()
+        return _Run(options, workspace, state, connection, ignored).run()
     finally:
         connection.finish()
+
+
+def _ignored() -> tuple[int, ...]:
+    """Return the signals that were ignored when this was started, as nohup(1) has it.
+
+    The agent ignores them as well.  Those that Python itself ignores cannot be told apart.
+    """
+    ignored = [one for one in signal.valid_signals() if signal.getsignal(one) is signal.SIG_IGN]
+    # where it is ignored nobody could be waited for
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    return tuple(int(one) for one in ignored if one not in (signal.SIGPIPE, signal.SIGXFSZ))
 
 
 def _workspace(options: Options) -> Path:
@@ -83,9 +95,15 @@ class _Run:
     """One run, after the broker has been found."""
 
     def __init__(
-        self, options: Options, workspace: Path, state: Path, connection: client.Client
+        self,
+        options: Options,
+        workspace: Path,
+        state: Path,
+        connection: client.Client,
+        ignored: tuple[int, ...],
     ) -> None:
         self._options = options
+        self._ignored = ignored
         self._workspace = workspace
         self._state = state
         self._client = connection
@@ -191,6 +209,7 @@ class _Run:
                 observe=observe,
                 isolation=Isolation(options.isolation),
                 degraded=tuple(Degraded(layer) for layer in options.allow_degraded),
+                ignored=self._ignored,
             )
             for place in launching.absent(spec):
                 display.tell(
@@ -339,14 +358,18 @@ class _Run:
                 display.tell(f"safeclaw: {name}: {printable(str(value))}")
 
     def _pass_on(self, kill: Callable[[], None]) -> None:
-        """Let SIGTERM and SIGHUP end the agent, and the session in good order."""
+        """Let SIGTERM and SIGHUP end the agent, and the session in good order.
+
+        Not what was ignored when this was started: nohup(1).
+        """
 
         def stop(number: int, _: object) -> None:
             self._signalled = 128 + number
             kill()
 
-        signal.signal(signal.SIGTERM, stop)
-        signal.signal(signal.SIGHUP, stop)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if number not in self._ignored:
+                signal.signal(number, stop)
 
     def _in_force(self, *names: str) -> list[str]:
         """Return the policy files that the agent must not change."""

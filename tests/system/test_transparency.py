@@ -101,7 +101,9 @@ def run(person: Person, module: str, *chosen: str) -> tuple[dict[str, Outcome], 
         if place == "inside":
             command = person.command("run", "--policy", "policy.yaml", "--", *command)
         log = person.base / f"{place}.log"
+        # a shell's job in the background ignores them, and tests of signals would wait for ever
         command = ["sh", "-c", 'exec "$@" >"$0" 2>&1', str(log), *command]
+        command = ["env", "--default-signal=INT,QUIT", *command]
         with person.start(command, person.workspace) as started:
             try:
                 started.wait(_HOUR)
