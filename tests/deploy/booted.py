@@ -60,16 +60,19 @@ def _mirror() -> list[str]:
     return []
 
 
-def base_tree(*more: str) -> Path:
+def base_tree(*more: str, architecture: str = "") -> Path:
     """Return a Debian tree, made with debootstrap the first time; one maker at a time.
 
-    ``more`` are further packages.
+    ``more`` are further packages.  A tree of another ``architecture`` than this machine's is made
+    by programs of its own, which needs binfmt_misc with qemu-user-static.
     """
     packages = (*PACKAGES, *more)
-    key = "-".join((SUITE, *sorted(packages)))
+    key = "-".join((SUITE, *sorted(packages), *([architecture] if architecture else ())))
     import hashlib
 
     place = cache() / f"{SUITE}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    if place.is_dir():
+        return place  # whoever makes another one is not waited for
     cache().mkdir(parents=True, exist_ok=True)
     with open(cache() / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -78,6 +81,7 @@ def base_tree(*more: str) -> Path:
             command = [
                 "debootstrap",
                 "--variant=minbase",
+                *([f"--arch={architecture}"] if architecture else ()),
                 f"--include={','.join(packages)}",
                 SUITE,
                 str(new),

@@ -27,16 +27,13 @@ from pathlib import Path
 
 import pytest
 
-from safeclaw.sandbox import landlock, linux
 from tests.escape.corpus import ATTACKS, COUNTS, POLICY, Attack
 from tests.escape.stages import STAGES, Look
-from tests.system.conftest import ordinary_user, shared_tree
+from tests.system.conftest import SLOWNESS, options_here, ordinary_user, shared_tree
 
 __all__ = ["ordinary_user", "shared_tree"]
 
 HERE = Path(__file__).parent
-#: How many times longer all takes on a machine that is emulated.
-SLOWNESS = int(os.environ.get("SAFECLAW_SLOWNESS", "1"))
 _RACE = re.compile(rb"WINS (\d+) TRIES (\d+)")
 _RUNNER = """\
 while read -r name goal tries word; do
@@ -83,12 +80,12 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def compile_all(out: Path) -> None:
+def compile_all(out: Path, compiler: str = "gcc") -> None:
     """Compile every attack, and the programs it wants to run, into a directory."""
 
     def compile_one(source: Path, name: str, *options: str) -> None:
         subprocess.run(
-            ["gcc", "-Wall", "-Werror", "-O1", *options, "-o", out / name, source, "-lpthread"],
+            [compiler, "-Wall", "-Werror", "-O1", *options, "-o", out / name, source, "-lpthread"],
             check=True,
         )
 
@@ -311,10 +308,7 @@ class Prison:
                 shutil.copy(HERE / "weakened.py", base / "weakened.py")
                 (base / "weakened.py").chmod(0o644)
                 start = [self._python, str(base / "weakened.py"), defence]
-            options = ["--policy", str(policy), "--isolation", self.isolation]
-            options += ["--grace", str(5 * SLOWNESS)]
-            if landlock.lacking(linux.landlock_abi()) and self.isolation == "full":
-                options += ["--allow-degraded", "landlock-abi"]
+            options = ["--policy", str(policy), *options_here(self.isolation)]
             command = [*start, "run", *options, "--", *command]
         stdin = subprocess.DEVNULL
         with contextlib.ExitStack() as stack:

@@ -23,6 +23,10 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from safeclaw.sandbox import landlock, linux
+
+#: How many times longer all takes on a machine that is emulated.
+SLOWNESS = int(os.environ.get("SAFECLAW_SLOWNESS", "1"))
 ORDINARY = "safeclaw-test"
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -133,6 +137,14 @@ class Person:
         shown = self.safeclaw("audit", "show", "--json", *filters)
         assert shown.returncode == 0, shown.stderr
         return [json.loads(line) for line in shown.stdout.splitlines()]
+
+
+def options_here(isolation: str = "full") -> tuple[str, ...]:
+    """Return what ``safeclaw run`` needs on this machine: patience, leave for an old kernel."""
+    options: tuple[str, ...] = ("--isolation", isolation, "--grace", str(5 * SLOWNESS))
+    if isolation == "full" and landlock.lacking(linux.landlock_abi()):
+        options += ("--allow-degraded", "landlock-abi")
+    return options
 
 
 def fields(value: object) -> dict[str, object]:

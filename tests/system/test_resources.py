@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 
-from tests.system.conftest import Person, fields
+from tests.system.conftest import Person, fields, options_here
 
 ISOLATIONS = ("full", "landlock")
 
@@ -32,7 +32,7 @@ rules:
     )
     person.write("agent.py", agent)
     return person.safeclaw(
-        *("run", "--isolation", isolation, "--policy", str(chosen), *options),
+        *("run", *options_here(isolation), "--policy", str(chosen), *options),
         *("--", "/usr/bin/python3", "agent.py"),
     )
 
