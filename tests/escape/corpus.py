@@ -16,6 +16,7 @@ class Attack:
     ``goal`` is how often a race must win in the control; the same number of tries
     is then made inside.  ``alone`` attacks get a session of their own.  ``gap`` says why it is
     known to work in landlock isolation: there it must win, or the list of differences is wrong.
+    ``machine`` is the only one that can be attacked so.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Attack:
     supervisor: bool = False
     terminal: bool = False
     gap: str = ""
+    machine: str = ""
 
 
 def _files() -> list[Attack]:
@@ -61,7 +63,9 @@ def _files() -> list[Attack]:
         Attack("memfd", "memfd.py", "outside"),
         Attack("loader", "loader.py", "loader"),
         Attack("nested_filter", "nested_filter.c", "outside"),
-        Attack("int80", "int80.c", "outside"),
+        Attack("int80", "int80.c", "outside", machine="x86_64"),
+        Attack("aarch32", "aarch32.py", "outside", machine="aarch64"),
+        Attack("tagged_pointer", "tagged_pointer.py", "verdict", machine="aarch64"),
         Attack("kill_group", "kill_group.c", "landlock", alone=True),
         Attack("tiocsti", "tiocsti.c", "refusals", alone=True, terminal=True),
     ]
@@ -115,7 +119,7 @@ def _calls() -> list[Attack]:
         *("ptrace", "traceme", "process_vm_readv", "process_vm_writev", "pidfd_getfd", "kcmp"),
         *("unshare", "unshare-files", "clone-newuser", "clone3", "io_uring_setup", "keyctl"),
         *("add_key", "request_key", "name_to_handle_at", "userfaultfd", "personality"),
-        *("modify_ldt", "fanotify_init", "seccomp-listener", "set-mm", "set-ptracer"),
+        *("fanotify_init", "seccomp-listener", "set-mm", "set-ptracer"),
         *("open_tree", "mptcp-socket", "netlink-audit", "vsock"),
     )
     root = ("chroot", "fsopen", "setns", "bpf", "mknod-device", "raw-socket", "packet-socket")
@@ -123,6 +127,9 @@ def _calls() -> list[Attack]:
     found += [
         Attack(f"call_{name}", "refused_call.c", "outside", word=name, root_only=True)
         for name in root
+    ]
+    found += [
+        Attack("call_modify_ldt", "refused_call.c", "outside", word="modify_ldt", machine="x86_64")
     ]
     # the argument's high half is not the kernel's, and must not be the filter's
     return [*found, Attack("call_ioctl", "refused_call.c", "ioctls", word="high-bits-ioctl")]
@@ -154,12 +161,13 @@ def _sessions() -> list[Attack]:
     return found
 
 
+#: The attacks on every machine.
+CORPUS = (*_files(), *_races(), *_variables(), *_calls(), *_victims(), *_sessions())
 #: SAFECLAW_CORPUS leaves those whose names match: where all would take too long.
 _CHOSEN = re.compile(os.environ.get("SAFECLAW_CORPUS", ""))
+#: Those to mount here.
 ATTACKS = tuple(
-    one
-    for one in (*_files(), *_races(), *_variables(), *_calls(), *_victims(), *_sessions())
-    if _CHOSEN.match(one.name)
+    one for one in CORPUS if _CHOSEN.match(one.name) and one.machine in ("", os.uname().machine)
 )
 
 POLICY = """\

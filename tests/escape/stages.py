@@ -20,6 +20,7 @@ from pathlib import Path
 
 Look = Callable[[], list[str]]
 _libc = ctypes.CDLL(None, use_errno=True)
+_IOPRIO_GET = {"x86_64": 252, "aarch64": 31}[os.uname().machine]  # asm/unistd.h
 
 
 def _nothing() -> list[str]:
@@ -79,7 +80,7 @@ def _victim(area: Path, token: str, uid: int, stack: contextlib.ExitStack) -> Lo
             os.getpriority(os.PRIO_PROCESS, process.pid),
             os.sched_getaffinity(process.pid),
             os.sched_getscheduler(process.pid),
-            _libc.syscall(252, 1, process.pid),  # ioprio_get(2), x86_64
+            _libc.syscall(_IOPRIO_GET, 1, process.pid),
         )
 
     before = state()

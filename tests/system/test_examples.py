@@ -6,12 +6,10 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
-if TYPE_CHECKING:
-    from tests.system.conftest import Person
+from tests.system.conftest import Person, options_here
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,7 +39,7 @@ def prepare(person: Person, example: str) -> None:
 def test_a_day_at_work_is_held_to_its_policy(person: Person) -> None:
     prepare(person, "day_at_work")
     policy = (person.workspace / ".safeclaw" / "policy.yaml").read_bytes()
-    done = person.safeclaw("run", "-v", "--", "day_at_work.py")
+    done = person.safeclaw("run", "-v", *options_here(), "--", "day_at_work.py")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "6 of 6 done, 10 of 10 refused" in done.stdout
     assert "* basket[item]" in (person.workspace / "src" / "shop.py").read_text()

@@ -1,8 +1,8 @@
 /* Open the secret by the 32-bit entry of a 64-bit process. */
 #include "attack.h"
-static char path[] = "secrets/key";
 int main(void) {
 #ifdef __x86_64__
+    static char path[] = "secrets/key";
     long result;
     __asm__ volatile("int $0x80"
                      : "=a"(result)

@@ -63,7 +63,9 @@ int main(int argc, char **argv) {
     }
     if (is("userfaultfd")) return won(syscall(SYS_userfaultfd, 1 /* USER_MODE_ONLY */) >= 0);
     if (is("personality")) return won(personality(ADDR_NO_RANDOMIZE) >= 0);
+#ifdef SYS_modify_ldt
     if (is("modify_ldt")) return won(syscall(SYS_modify_ldt, 0, ring, 16) >= 0);
+#endif
     if (is("fanotify_init")) return won(syscall(SYS_fanotify_init, 0x200, 0) >= 0);
     if (is("seccomp-listener")) {
         prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);

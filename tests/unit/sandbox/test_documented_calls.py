@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from safeclaw.sandbox import filters, syscalls
-from tests.escape.corpus import ATTACKS
+from tests.escape.corpus import CORPUS
 
 ROOT = Path(__file__).resolve().parents[3]
 _CONTINUE = "flags=linux.SECCOMP_USER_NOTIF_FLAG_CONTINUE"
@@ -77,13 +77,13 @@ def test_there_is_no_other_way_to_continue_a_call() -> None:
 def test_every_attack_is_listed_and_stands_for_something() -> None:
     listed = calls((ROOT / "docs" / "attacks.md").read_text().replace("# ", "## "))
     assert sorted(set(listed)) == sorted(listed)
-    assert set(listed) == {attack.name.replace("-", "_") for attack in ATTACKS}
+    assert set(listed) == {attack.name.replace("-", "_") for attack in CORPUS}
 
 
 def test_the_differences_between_the_isolations_are_listed() -> None:
     section_of = section("The attacks", "threat-model.md")
     listed = dict(re.findall(r"\| `(\w+)` \| (.+?) \|", section_of))
-    assert listed == {attack.name: attack.gap for attack in ATTACKS if attack.gap}
+    assert listed == {attack.name: attack.gap for attack in CORPUS if attack.gap}
 
 
 def test_what_is_shown_elsewhere_is_there() -> None:
