@@ -7,10 +7,12 @@ sent or recorded goes through the :class:`Services` of the broker.
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Generator
 from pathlib import Path
 
-from safeclaw.daemon import control, kept, protocol
+from safeclaw.daemon import control, protocol
 from safeclaw.daemon.archive import Found
 from safeclaw.daemon.changes import Change
 from safeclaw.daemon.hands import Hands
@@ -70,22 +72,45 @@ class Authority:
 
     # ---- sessions
 
-    def open(self, peer: Peer, hello: protocol.Hello) -> Opening:
-        """Return what a session may open with.  SafeclawError, after recording the refusal."""
-        try:
+    def brings_policy(self, peer: Peer, hello: protocol.Hello) -> bool:
+        """Whether a session's policy is the one it brings, and is to be read first.
+
+        BrokerError, after recording the refusal, for who may not run any: nothing of theirs is
+        read.
+        """
+        with self._recorded(peer, hello):
             self._may_run(peer)
-            opening = self._opening(peer, hello)
+        return self._is_free(hello)
+
+    def open(self, peer: Peer, hello: protocol.Hello, policy: Policy | None) -> Opening:
+        """Return what a session may open with.  SafeclawError, after recording the refusal.
+
+        ``policy`` is the one it has brought, if :meth:`brings_policy`.
+        """
+        with self._recorded(peer, hello):
+            self._may_run(peer)
+            opening = self._opening(peer, hello, policy)
             order = self.switch.against(peer.uid, opening.agent)
             if order is not None:
                 raise BrokerError(
                     f"the kill switch is on: {order}",
                     hint=f"safeclaw resume {order.agent or '--all'}",
                 )
+            return opening
+
+    @contextlib.contextmanager
+    def _recorded(self, peer: Peer, hello: protocol.Hello) -> Generator[None]:
+        """Record that a session is refused."""
+        try:
+            yield
         except BrokerError as problem:
             what = {"what": f"{hello.agent}: {' '.join(hello.command)}"}
             self.refused(peer, "session.start", what, problem.message, agent=hello.agent)
             raise
-        return opening
+
+    def _is_free(self, hello: protocol.Hello) -> bool:
+        """Whether it is no registered agent, nor says that it is one."""
+        return self.registry.find(hello.agent) is None and not hello.credential
 
     def _may_run(self, peer: Peer) -> None:
         if Role.RUN in self.access.roles(peer):
@@ -96,12 +121,8 @@ class Authority:
             "safeclaw run --broker embedded, with a journal of one's own",
         )
 
-    def _opening(self, peer: Peer, hello: protocol.Hello) -> Opening:
-        agent = self.registry.find(hello.agent)
-        if agent is None and not hello.credential:
-            policy = kept.policy(
-                str(self._state), hello.policy_name, hello.policy_text, hello.policy_parents
-            )
+    def _opening(self, peer: Peer, hello: protocol.Hello, policy: Policy | None) -> Opening:
+        if policy is not None and self._is_free(hello):
             return Opening(hello.agent, policy)
         # SAFETY: a session that only calls itself like a registered agent would stand in the
         # record as that agent.

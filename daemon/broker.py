@@ -72,7 +72,9 @@ class Broker:
         self._desk = Desk(state, self._service, self)
         self._doors = Doors(listener, self._desk.authority.access)
         self._doors.watch(self._woken)
-        self._intake = Intake(state, self._service, self._ledger, self._doors, self._desk, veils)
+        self._intake = Intake(
+            state, self._service, self._ledger, self._doors, self._desk, veils, self.wake
+        )
 
     # ---- the loop
 
@@ -119,6 +121,7 @@ class Broker:
                         os.read(self._woken, 4096)
                 else:
                     self._desk.lookout.watches(descriptor)
+            self._intake.admit()
             self._ledger.commit_marked()
             self._acknowledge()
             self._tick()

@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import stat
+import sys
 from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -328,6 +329,9 @@ def _embedded(state: Path, directory: int, lock: int, said: int) -> NoReturn:
         null = os.open("/dev/null", os.O_RDWR)
         for number in (0, 1, 2):
             os.dup2(null, number)
+        # SAFETY: what the parent had put in their place may write to a descriptor that is closed
+        # here, and will be the journal's.
+        sys.stdout = sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
         listener = listen(directory, SOCKET_NAME)
         keep = sorted((said, listener.fileno()))
         os.closerange(3, keep[0])

@@ -107,6 +107,13 @@ class Doors:
         self._selector.unregister(session.channel.sock)
         session.deaf = True
 
+    def hear(self, session: Session) -> None:
+        """Read from a session again."""
+        if session.deaf:
+            self._selector.register(session.channel.sock, selectors.EVENT_READ, session)
+            session.deaf = False
+            self.listen(session)  # for room, too, if it was told anything
+
     def close(self, session: Session) -> None:
         """Let go of a session's channel and process."""
         del self._sessions[session.channel.fileno()]

@@ -10,9 +10,11 @@ import os
 import selectors
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from safeclaw.daemon import control, protocol
+from safeclaw.daemon.brought import Brought
 from safeclaw.daemon.desk import Desk
 from safeclaw.daemon.doors import Doors
 from safeclaw.daemon.journal.record import MAX_LINE, Entry
@@ -23,6 +25,7 @@ from safeclaw.daemon.service import Service
 from safeclaw.daemon.sessions import Past, Session, read_past
 from safeclaw.daemon.unfinished import LeftOpen
 from safeclaw.errors import BrokerError, JournalError, JournalFaultError, SafeclawError
+from safeclaw.policies.document import Policy
 from safeclaw.policies.model import printable
 
 #: How many messages of one session are taken before the others get their turn.
@@ -42,6 +45,7 @@ class Intake:
         doors: Doors,
         desk: Desk,
         veils: Veils,
+        wake: Callable[[], None],
     ) -> None:
         self._state = state
         self._service = service
@@ -49,6 +53,7 @@ class Intake:
         self._doors = doors
         self._desk = desk
         self._veils = veils
+        self._brought = Brought(state, wake)
         #: The sessions that may come back.
         self.left_open = LeftOpen()
         #: Whether the loop may rest: records came in, and nobody waits for any.
@@ -82,21 +87,43 @@ class Intake:
                 if session.waits or session.id is None:
                     break  # it sends one and waits; if there is more, the poller says so
             self._ledger.append_taken()
-        except JournalFaultError as problem:
-            self.fail(problem)
-        except (BrokerError, JournalError) as problem:
-            self.refuse(session, problem.message)
-            return
-        except OSError:
-            self._gone(session)
         except Exception as problem:
-            # SAFETY: what one peer says must not take the others' broker along.
-            sys.stderr.write(f"safeclawd: a defect, please report it: {_place_of(problem)}\n")
-            self.refuse(session, f"a message that makes no sense ({type(problem).__name__})")
-            return
+            self._went_wrong(session, problem)
+            if channel.fileno() < 0:
+                return  # it was refused
         self._ledger.mark(session)
         if not self.rest and session.number > before and not session.waits:
             self.rest = not any(each.waits for each in self._doors.connected())
+
+    def admit(self) -> None:
+        """Go on with the sessions whose policies have been read."""
+        for session, hello, policy in self._brought.done():
+            if session.dropped:
+                continue
+            self._doors.hear(session)
+            try:
+                if isinstance(policy, SafeclawError):
+                    self._deny(session, policy)
+                elif isinstance(policy, Exception):
+                    raise policy
+                else:
+                    self._admit(session, hello, policy)
+            except Exception as problem:
+                self._went_wrong(session, problem)
+
+    def _went_wrong(self, session: Session, problem: Exception) -> None:
+        """Do what has to be done after what a session said."""
+        match problem:
+            case JournalFaultError():
+                self.fail(problem)
+            case BrokerError() | JournalError():
+                self.refuse(session, problem.message)
+            case OSError():
+                self._gone(session)
+            case _:
+                # SAFETY: what one peer says must not take the others' broker along.
+                sys.stderr.write(f"safeclawd: a defect, please report it: {_place_of(problem)}\n")
+                self.refuse(session, f"a message that makes no sense ({type(problem).__name__})")
 
     def _take(self, session: Session, data: bytes) -> None:
         if session.id is not None:
@@ -161,12 +188,26 @@ class Intake:
                 f"the supervisor speaks version {hello.version}, this broker "
                 f"{protocol.VERSION}: end the other sessions first"
             )
+        try:
+            brings = self._desk.authority.brings_policy(session.peer, hello)
+        except SafeclawError as problem:
+            self._deny(session, problem)
+            return
+        if brings:
+            # Not read from meanwhile: it waits for its lease, and has nothing to say before.
+            self._doors.deafen(session)
+            self._brought.read(session, hello)
+        else:
+            self._admit(session, hello, None)
+
+    def _admit(self, session: Session, hello: protocol.Hello, policy: Policy | None) -> None:
+        """Open a session, on the policy it has brought or its registered one."""
         journal = self._ledger.journal
         if journal is None:
             self._deny(session, self._ledger.fault or BrokerError("the broker is not ready"))
             return
         try:
-            opening = self._desk.authority.open(session.peer, hello)
+            opening = self._desk.authority.open(session.peer, hello, policy)
         except SafeclawError as problem:
             self._deny(session, problem)
             return

@@ -28,6 +28,8 @@ from safeclaw.policies.yamltext import Place, Problems
 
 MAX_DEPTH = 8
 MAX_PARENTS = 64
+#: How long a policy may be with all that it extends, in bytes: to read a megabyte takes a second.
+MAX_TOTAL = 1024 * 1024
 
 
 class Draft(msgspec.Struct, frozen=True):
@@ -107,6 +109,11 @@ def assemble(
     name_of: Callable[[str], str],
 ) -> tuple[Policy | None, list[str]]:
     """Return the whole policy, and every problem of every file as a line."""
+    parents = list(parents)
+    total = len(text) + sum(len(parent.text) for parent in parents)
+    if total > MAX_TOTAL:
+        said = f"with all that it extends it is {total} bytes long, at most {MAX_TOTAL}"
+        return None, [f"{name}:1:1: {said}"]
     files = _Files(parents, read, name_of)
     drafts = files.collect(text, name, title, ())
     if not drafts or files.lines:
