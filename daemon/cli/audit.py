@@ -49,7 +49,11 @@ def _state(_ctx: click.Context, _param: click.Parameter, value: str | None) -> P
 def common(command: Command) -> Command:
     """Add ``--state`` and ``--json``."""
     state = click.option(
-        "--state", metavar="DIR", callback=_state, help="The state directory; else the default."
+        "--state",
+        metavar="DIR",
+        callback=_state,
+        help=f"The directory that holds journal/ and keys/; else {SYSTEM_STATE} for who may read "
+        "it, else one's own.",
     )
     as_json = click.option("--json", "as_json", is_flag=True, help="One JSON value a line.")
     return state(as_json(command))
@@ -202,6 +206,13 @@ def verify(
             hint="the witness's operator gives it: safeclaw audit witness show",
         )
     directory = state / "journal"
+    for name in (*checkpoints, *([public_key] if public_key is not None else [])):
+        # SAFETY: who could rewrite the chain could rewrite that: it would be called intact.
+        if Path(name).resolve().is_relative_to(state.resolve()):
+            raise UsageError(
+                f"{name}: lies beside the chain, and says no more than the chain itself",
+                hint="give a copy that was kept where this journal's owner cannot write",
+            )
     try:
         keys = read_public_keys(Path(public_key)) if public_key is not None else None
         kept = [verifier.read_checkpoint(Path(name)) for name in checkpoints]
@@ -256,4 +267,6 @@ def verify(
         ):
             for line in lines:
                 click.echo(f"  {heading}: {safe(line)}")
+        if not directory.is_dir():
+            click.echo("hint: --state DIR is the directory that holds journal/ and keys/", err=True)
     ctx.exit(report.exit_status)

@@ -28,7 +28,9 @@ class _Default(click.Group):
 @click.group(
     name="evidence",
     cls=_Default,
-    help="Make an evidence package of a period (the default), or verify one.",
+    short_help="Pack a period for an auditor, or check a package.",
+    help="Pack a period for an auditor, or check a package.\n\nWithout COMMAND it is make: "
+    "safeclaw audit evidence --output FILE",
 )
 def evidence_group() -> None:
     """Hold the subcommands."""
@@ -77,7 +79,8 @@ def verify(file: str, public_key: str | None, as_json: bool) -> None:
     try:
         report = check(Path(file), given)
     except JournalError as error:
-        click.echo(f"{safe(file)}: incomplete or unreadable: {safe(error.message)}")
+        said = error.message.removeprefix(f"{file}: ")
+        click.echo(f"{safe(file)}: incomplete or unreadable: {safe(said)}")
         click.get_current_context().exit(3)
     _show(Path(file), report, as_json)
 
@@ -91,6 +94,8 @@ def _show(file: Path, report: Report, as_json: bool) -> None:
             "finding": msgspec.to_builtins(report.finding),
             "chain": report.chain,
             "records": report.records - report.pruned,
+            "checked": report.checked(),
+            "cannot_exclude": report.open_questions(),
         }
         click.echo(msgspec.json.encode(value))
     else:
@@ -99,4 +104,6 @@ def _show(file: Path, report: Report, as_json: bool) -> None:
             click.echo(f"  first fault: {safe(str(report.finding))}")
         for line in report.checked():
             click.echo(f"  checked: {safe(line)}")
+        for line in report.open_questions() if report.finding is None else []:
+            click.echo(f"  cannot exclude: {safe(line)}")
     click.get_current_context().exit(report.exit_status)

@@ -70,7 +70,9 @@ def query(
     show_default=True, help="The format.",
 )  # fmt: skip
 @click.option(
-    "--output", metavar="FILE", help="Write there, and FILE.manifest.json; else to stdout."
+    "--output",
+    metavar="FILE",
+    help="Write there, and the proofs to FILE.manifest.json; else to stdout.",
 )
 @click.option("--manifest", "manifest_file", metavar="FILE", help="Where the manifest goes.")
 @query_options
@@ -111,12 +113,17 @@ def export_command(
         click.echo(
             msgspec.json.encode({"records": manifest.records, "left_out": manifest.left_out})
         )
-    said = f"{manifest.records} records of {wanted.period.text()}; left out {manifest.left_out}"
+    total = manifest.records + manifest.left_out
+    said = f"{manifest.records} of the journal's {total} records, {wanted.period.text()}"
     click.echo(f"safeclaw: exported {said}", err=True)
 
 
 @click.command(
-    name="sample", help="Draw records at random, the same ones for the same seed, with proofs."
+    name="sample",
+    short_help="Draw records at random, with proofs.",
+    help="Draw records at random, the same ones for the same seed, with proofs.\n\n"
+    "Who audits chooses the seed, so that nobody else chooses the records: "
+    "--seed 'any words of yours'.",
 )
 @click.option("--n", "count", type=click.IntRange(1, 100_000), default=25, show_default=True,
               metavar="N", help="How many.")  # fmt: skip
@@ -144,7 +151,7 @@ def sample_command(
         record = decode(item.line.encode())
         proof = f"proof of {len(item.proof.path)} hashes" if item.proof else "no checkpoint yet"
         click.echo(f"{item.seq:>7} {safe(record.ts)} {summary(record)} ({proof})")
-    said = f"{len(sample.records)} of {sample.population} records of {wanted.period.text()}"
+    said = f"{len(sample.records)} of {sample.population} records {wanted.period.text()}"
     click.echo(f"safeclaw: {said}, seed {safe(seed)}; --json prints the proofs", err=True)
     if not sample.records:
         click.echo("hint: widen --since and --until", err=True)

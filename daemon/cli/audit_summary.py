@@ -35,5 +35,6 @@ def summary_command(
         console = Console(highlight=False, soft_wrap=True)
         draw(summary, console)
         if not summary.records:
-            click.echo("hint: widen --since and --until; `audit show --last 1` dates the newest",
-                       err=True)  # fmt: skip
+            fewer = ", or leave out --agent" if agent is not None else ""
+            click.echo(f"hint: widen --since and --until{fewer}; `audit show --last 1` dates the "
+                       "newest", err=True)  # fmt: skip

@@ -24,6 +24,7 @@ SYSTEM_DIRECTORY: Final = Path("/var/lib/safeclaw-witness")
 
 @click.group(
     name="witness",
+    short_help="Run a witness, or have this chain cosigned by one.",
     help="Run a witness for other hosts' chains, or have this chain's checkpoints cosigned.\n\n"
     "A witness keeps the last checkpoint of each chain and cosigns only what continues it "
     "(c2sp.org/tlog-witness). Run it where whoever could rewrite the chain has no say.",

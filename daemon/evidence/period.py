@@ -36,9 +36,19 @@ class Period:
 
     def text(self) -> str:
         """Return the period for a person."""
-        begin = self.since.strftime("%Y-%m-%d %H:%M:%S") if self.since else "the first record"
-        end = self.until.strftime("%Y-%m-%d %H:%M:%S") if self.until else "the last record"
-        return f"{begin} to {end} UTC"
+        begin, end = (
+            f"{moment:%Y-%m-%d %H:%M:%S}" if moment is not None else ""
+            for moment in (self.since, self.until)
+        )
+        match bool(begin), bool(end):
+            case True, True:
+                return f"from {begin} to {end} UTC"
+            case True, False:
+                return f"from {begin} UTC on"
+            case False, True:
+                return f"before {end} UTC"
+            case _:
+                return "of all times"
 
 
 def stamp(moment: datetime) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -43,6 +44,42 @@ def test_what_is_wrong_is_one_line_and_a_hint(
     line, hint = result.exception.diagnostics()
     assert said in line
     assert hint.startswith("hint: ")
+
+
+def test_what_lies_beside_the_chain_is_no_anchor(state: Path) -> None:
+    checkpoint, key = state / "journal" / files.CHECKPOINT, state / "keys" / files.PUBLIC_KEY
+    with TemporaryDirectory() as elsewhere:
+        link, copy = Path(elsewhere, "link"), Path(elsewhere, "copy")
+        link.symlink_to(checkpoint)
+        copy.write_bytes(checkpoint.read_bytes())
+        for option, path in (
+            ("--checkpoint", checkpoint), ("--checkpoint", link), ("--public-key", key),
+        ):  # fmt: skip
+            result = run("verify", option, str(path), "--state", str(state))
+            assert isinstance(result.exception, SafeclawError)
+            assert result.exception.exit_status == 2
+            line, hint = result.exception.diagnostics()
+            assert "lies beside the chain" in line
+            assert "kept where this journal's owner cannot write" in hint
+        result = run("verify", "--checkpoint", str(copy), "--state", str(state))
+        assert ": intact\n" in result.stdout
+
+
+def test_a_package_says_what_it_cannot_exclude(state: Path, tmp_path: Path) -> None:
+    output = tmp_path / "evidence.zip"
+    made = run("evidence", "--output", str(output), "--state", str(state))
+    assert made.exit_code == 0, made.output
+    assert "internally consistent" in made.stdout
+    assert "cannot exclude: that whoever owns the files and the key rewrote" in made.stdout
+    missing = run("evidence", "verify", str(tmp_path / "none.zip"))
+    assert missing.exit_code == 3
+    assert missing.stdout.count("none.zip") == 1
+
+
+def test_the_wrong_directory_is_told_which_is_right(state: Path) -> None:
+    result = run("verify", "--state", str(state / "journal"))
+    assert result.exit_code == 3
+    assert "the directory that holds journal/ and keys/" in result.stderr
 
 
 def test_a_chain_in_use_says_so(state: Path) -> None:
@@ -107,8 +144,7 @@ def test_an_empty_period_says_so(state: Path) -> None:
     sample = run("sample", "--seed", "x", *NOTHING, "--state", str(state))
     export = run("export", *NOTHING, "--state", str(state))
     assert export.stdout == ""
-    assert "exported 0 records" in export.stderr
-    assert "left out 3" in export.stderr
+    assert "exported 0 of the journal's 3 records, from 2020-01-01 00:00:00" in export.stderr
     for result in (summary, sample):
         assert "hint: widen --since and --until" in result.stderr
     output = state / "evidence.zip"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -91,12 +92,15 @@ def test_verify_exit_statuses(state: Path, tmp_path: Path) -> None:
     assert (value["finding"]["line"], value["finding"]["seq"]) == (4, 3)
 
 
-def test_verify_against_what_was_kept_elsewhere(state: Path, tmp_path: Path) -> None:
+def test_verify_against_what_was_kept_elsewhere(
+    state: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    shutil.copy(state / "keys" / files.PUBLIC_KEY, elsewhere / "key")
+    shutil.copy(state / "journal" / files.CHECKPOINT, elsewhere / "checkpoint")
     anchors = (
-        "--public-key",
-        str(state / "keys" / files.PUBLIC_KEY),
-        "--checkpoint",
-        str(state / "journal" / files.CHECKPOINT),
+        *("--public-key", str(elsewhere / "key")),
+        *("--checkpoint", str(elsewhere / "checkpoint")),
     )
     result = run("verify", "--state", str(state), *anchors)
     assert result.exit_code == 0
