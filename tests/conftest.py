@@ -7,6 +7,8 @@ import os
 import pytest
 from hypothesis import settings
 
+pytest_plugins = ["tests.escape.summary"]
+
 # A test does not assert a time: a busy machine would fail it.
 settings.register_profile("safeclaw", deadline=None)
 settings.load_profile("safeclaw")

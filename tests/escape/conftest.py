@@ -27,7 +27,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.escape.corpus import ATTACKS, COUNTS, POLICY, Attack
+from tests.escape.corpus import ATTACKS, POLICY, Attack
 from tests.escape.stages import STAGES, Look
 from tests.system.conftest import SLOWNESS, options_here, ordinary_user, shared_tree
 
@@ -56,17 +56,13 @@ class Outcome:
     said: str
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how much was tried."""
-    if COUNTS.attacks:
-        names = {name.rpartition(" ")[0] for name in COUNTS.attacks}
-        terminalreporter.write_line(
-            f"escape corpus: {len(names)} attacks, mounted {len(COUNTS.attacks)} times over all "
-            f"persons and isolations, none won; {len(COUNTS.controls)} controls won "
-            f"{COUNTS.wins} times"
-        )
-        for gap in sorted(COUNTS.gaps):
-            terminalreporter.write_line(f"escape corpus: landlock isolation does not hold {gap}")
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep what is mounted in one prison in one process: its attacks share sessions."""
+    for item in items:
+        if isinstance(item, pytest.Function) and "prison" in item.fixturenames:
+            which = item.callspec.params["prison"]
+            item.add_marker(pytest.mark.xdist_group(f"prison {which}"))
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -188,16 +188,3 @@ environment:
   forbid: ["LOOT_*", LD_PRELOAD]
   pin: {PINNED: "yes"}
 """
-
-
-@dataclass
-class Counts:
-    """What the summary says."""
-
-    attacks: set[str] = field(default_factory=set[str])
-    controls: set[str] = field(default_factory=set[str])
-    wins: int = 0
-    gaps: set[str] = field(default_factory=set[str])
-
-
-COUNTS = Counts()

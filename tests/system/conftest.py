@@ -6,6 +6,7 @@ state directory of that person's own.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pwd
@@ -29,6 +30,15 @@ from safeclaw.sandbox import landlock, linux
 SLOWNESS = int(os.environ.get("SAFECLAW_SLOWNESS", "1"))
 ORDINARY = "safeclaw-test"
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep these in one process: some look at what is true of the whole machine."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.xdist_group("system"))
 
 
 class Person:
@@ -175,10 +185,12 @@ def ordinary_user() -> str:
     """The name of an ordinary user; made when root runs the tests."""
     if os.geteuid() != 0:
         return pwd.getpwuid(os.geteuid()).pw_name
-    try:
-        pwd.getpwnam(ORDINARY)
-    except KeyError:
-        subprocess.run(["useradd", "-m", ORDINARY], check=True)
+    with open(__file__) as lock:  # one of pytest-xdist's processes makes them
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            pwd.getpwnam(ORDINARY)
+        except KeyError:
+            subprocess.run(["useradd", "-m", ORDINARY], check=True)
     return ORDINARY
 
 
