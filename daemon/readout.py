@@ -20,6 +20,7 @@ import msgspec
 from safeclaw.daemon import control
 from safeclaw.daemon.channel import Channel
 from safeclaw.daemon.journal import reader
+from safeclaw.daemon.journal.filter import Filter
 from safeclaw.daemon.journal.record import Record
 from safeclaw.errors import JournalError
 from safeclaw.sandbox.linux import drop_capabilities
@@ -41,20 +42,20 @@ def chosen(journal: Path, uid: int | None, request: control.Records) -> Iterator
     """Yield the lines that a user may see (None: all) and asks for.  JournalError."""
     # Decoding costs a hundred times what searching does.  Text may look like the mark.
     mark = b"" if uid is None else b'"uid":%d' % uid
+    wanted = Filter(
+        agent=request.agent,
+        decision=request.decision,
+        action=request.action,
+        session=request.session,
+        type=request.kind,
+    )
     for path, number, line in reader.lines(journal):
         if mark not in line:
             continue
         record = reader.record_of(path, number, line)
         if uid is not None and not own(record, uid):
             continue
-        if reader.matches(
-            record,
-            decision=request.decision,
-            action=request.action,
-            agent=request.agent,
-            session=request.session,
-            type=request.kind,
-        ):
+        if wanted.passes(record):
             yield line
 
 

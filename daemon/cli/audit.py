@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -14,6 +15,7 @@ import msgspec
 
 from safeclaw.daemon.cli.lazy import LazyGroup
 from safeclaw.daemon.journal import reader
+from safeclaw.daemon.journal.filter import Filter
 from safeclaw.daemon.journal.record import Record, RecordType, encode
 from safeclaw.daemon.journal.text import safe, summary
 from safeclaw.errors import JournalError, UsageError
@@ -73,9 +75,24 @@ def progress_bar(what: str) -> Generator[Callable[[int, int], None] | None, None
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def filters(command: Command) -> Command:
-    """Add what chooses records."""
+def filters(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what chooses records; the command gets it as ``wanted``."""
+
+    @functools.wraps(command)
+    def gathered(
+        *words: Any,
+        kind: str | None,
+        session: str | None,
+        agent: str | None,
+        action: str | None,
+        decision: str | None,
+        **others: Any,
+    ) -> Any:
+        wanted = Filter(agent=agent, decision=decision, action=action, session=session, type=kind)
+        return command(*words, wanted=wanted, **others)
+
     kinds = click.Choice([str(kind) for kind in RecordType])
+    adorned: Callable[..., Any] = gathered
     for option in (
         click.option("--type", "kind", type=kinds, help="Only records of this type."),
         click.option("--session", metavar="ID", help="Only this session."),
@@ -83,8 +100,8 @@ def filters(command: Command) -> Command:
         click.option("--action", metavar="ACTION", help="Only this action and those below it."),
         click.option("--decision", type=click.Choice(["allow", "deny"]), help="Only these."),
     ):
-        command = option(command)
-    return command
+        adorned = option(adorned)
+    return adorned
 
 
 def print_record(record: Record, as_json: bool) -> None:
@@ -130,24 +147,11 @@ def audit_group() -> None:
 def tail(
     state: Path,
     as_json: bool,
-    decision: str | None,
-    action: str | None,
-    agent: str | None,
-    session: str | None,
-    kind: str | None,
+    wanted: Filter,
     last: int,
 ) -> None:
     """Print the newest records and go on until interrupted."""
-    following: Iterator[Record] = reader.follow(
-        state / "journal",
-        decision=decision,
-        action=action,
-        agent=agent,
-        session=session,
-        type=kind,
-        last=last,
-    )
-    for record in following:
+    for record in reader.follow(state / "journal", wanted, last=last):
         print_record(record, as_json)
 
 

@@ -7,61 +7,35 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 import msgspec
 
-from safeclaw.daemon.cli.audit import common
+from safeclaw.daemon.cli.audit import common, filters
 from safeclaw.daemon.evidence import period
 from safeclaw.daemon.evidence.export import PROOFS, export, open_output
 from safeclaw.daemon.evidence.formats import FORMATS
 from safeclaw.daemon.evidence.sample import draw
 from safeclaw.daemon.evidence.selection import Query
-from safeclaw.daemon.journal.record import RecordType
+from safeclaw.daemon.journal.filter import EVERY, Filter
 from safeclaw.daemon.journal.text import safe, summary
 from safeclaw.errors import JournalError
 
-Command = TypeVar("Command", bound=Callable[..., Any])
 
-
-def query_options(command: Command) -> Command:
+def query_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say which records are meant."""
-    kinds = click.Choice([str(kind) for kind in RecordType])
-    for option in (
-        click.option("--type", "kind", type=kinds, help="Only records of this type."),
-        click.option("--session", metavar="ID", help="Only this session."),
-        click.option("--agent", metavar="NAME", help="Only this agent."),
-        click.option("--action", metavar="ACTION", help="Only this action and those below it."),
-        click.option("--decision", type=click.Choice(["allow", "deny"]), help="Only these."),
-        click.option("--until", metavar="TIME", help="Up to then."),
-        click.option(
-            "--since", metavar="TIME",
-            help="From then on: '30 days', 'quarter', 'yesterday', '2026-03-01'.",
-        ),
-    ):  # fmt: skip
-        command = option(command)
-    return command
+    until = click.option("--until", metavar="TIME", help="Up to then.")
+    since = click.option(
+        "--since", metavar="TIME",
+        help="From then on: '30 days', 'quarter', 'yesterday', '2026-03-01'.",
+    )  # fmt: skip
+    return since(until(filters(command)))
 
 
-def query(
-    since: str | None,
-    until: str | None,
-    kind: str | None = None,
-    session: str | None = None,
-    agent: str | None = None,
-    action: str | None = None,
-    decision: str | None = None,
-) -> Query:
+def query(since: str | None, until: str | None, wanted: Filter = EVERY) -> Query:
     """Return the query of the options.  UsageError."""
-    return Query(
-        period=period.parse(since, until, datetime.now(UTC)),
-        agent=agent,
-        decision=decision,
-        action=action,
-        session=session,
-        type=kind,
-    )
+    return Query(period.parse(since, until, datetime.now(UTC)), wanted)
 
 
 @click.command(name="export", help="Write the records of a period in another tool's format.")
@@ -85,19 +59,19 @@ def export_command(
     manifest_file: str | None,
     since: str | None,
     until: str | None,
-    **filters: str | None,
+    wanted: Filter,
 ) -> None:
     """Write the records, then say how many there were and how many were left out."""
-    wanted = query(since, until, **filters)
+    asked = query(since, until, wanted)
     if output is None:
-        manifest = export(state / "journal", wanted, format_name, sys.stdout.write, prove=PROOFS)
+        manifest = export(state / "journal", asked, format_name, sys.stdout.write, prove=PROOFS)
         sys.stdout.flush()
     else:
         path = Path(output)
         partial = path.with_name(path.name + ".partial")
         try:
             with open_output(partial) as stream:
-                manifest = export(state / "journal", wanted, format_name, stream.write)
+                manifest = export(state / "journal", asked, format_name, stream.write)
             os.replace(partial, path)
         except OSError as error:
             raise JournalError(f"{path}: {error.strerror}") from error
@@ -114,7 +88,7 @@ def export_command(
             msgspec.json.encode({"records": manifest.records, "left_out": manifest.left_out})
         )
     total = manifest.records + manifest.left_out
-    said = f"{manifest.records} of the journal's {total} records, {wanted.period.text()}"
+    said = f"{manifest.records} of the journal's {total} records, {asked.period.text()}"
     click.echo(f"safeclaw: exported {said}", err=True)
 
 
@@ -137,11 +111,11 @@ def sample_command(
     seed: str,
     since: str | None,
     until: str | None,
-    **filters: str | None,
+    wanted: Filter,
 ) -> None:
     """Print the sample; as JSON with the lines and their proofs."""
-    wanted = query(since, until, **filters)
-    sample = draw(state / "journal", wanted, count, seed)
+    asked = query(since, until, wanted)
+    sample = draw(state / "journal", asked, count, seed)
     if as_json:
         click.echo(msgspec.json.encode(sample))
         return
@@ -151,7 +125,7 @@ def sample_command(
         record = decode(item.line.encode())
         proof = f"proof of {len(item.proof.path)} hashes" if item.proof else "no checkpoint yet"
         click.echo(f"{item.seq:>7} {safe(record.ts)} {summary(record)} ({proof})")
-    said = f"{len(sample.records)} of {sample.population} records {wanted.period.text()}"
+    said = f"{len(sample.records)} of {sample.population} records {asked.period.text()}"
     click.echo(f"safeclaw: {said}, seed {safe(seed)}; --json prints the proofs", err=True)
     if not sample.records:
         click.echo("hint: widen --since and --until", err=True)

@@ -13,6 +13,7 @@ from safeclaw.daemon import client, control
 from safeclaw.daemon.cli.audit import SYSTEM_STATE, common, filters, print_record, readable
 from safeclaw.daemon.cli.options import broker_choice
 from safeclaw.daemon.journal import reader
+from safeclaw.daemon.journal.filter import Filter
 from safeclaw.daemon.journal.record import decode
 from safeclaw.errors import BrokerError, UsageError
 
@@ -42,11 +43,7 @@ def show_command(
     ctx: click.Context,
     state: Path,
     as_json: bool,
-    decision: str | None,
-    action: str | None,
-    agent: str | None,
-    session: str | None,
-    kind: str | None,
+    wanted: Filter,
     last: int | None,
     broker: str,
 ) -> None:
@@ -59,21 +56,21 @@ def show_command(
     own = client.state_directory(dict(os.environ))
     found = None if given else _connected(broker, own)
     if found is None:
-        for record in reader.read(
-            (own if broker == "embedded" else state) / "journal",
-            decision=decision,
-            action=action,
-            agent=agent,
-            session=session,
-            type=kind,
-            last=last,
-        ):
+        journal = (own if broker == "embedded" else state) / "journal"
+        for record in reader.read(journal, wanted, last=last):
             print_record(record, as_json)
         return
     if last is not None:
         last = min(last, control.LAST_MAX)
     try:
-        request = control.Records(session, agent, action, decision, kind, last)
+        request = control.Records(
+            session=wanted.session,
+            agent=wanted.agent,
+            action=wanted.action,
+            decision=wanted.decision,
+            kind=wanted.type,
+            last=last,
+        )
         end = _print_all(found.records(request), as_json)
     finally:
         found.channel.close()

@@ -11,6 +11,7 @@ from safeclaw.daemon.cli.audit import common
 from safeclaw.daemon.cli.audit_export import query
 from safeclaw.daemon.evidence.pages import draw, html
 from safeclaw.daemon.evidence.summary import summarize
+from safeclaw.daemon.journal.filter import Filter
 
 
 @click.command(name="summary", help="Summarise a period: decisions, denials, policies, drift.")
@@ -24,7 +25,7 @@ def summary_command(
     state: Path, as_json: bool, since: str, until: str | None, agent: str | None, as_html: bool
 ) -> None:
     """Print the summary."""
-    summary = summarize(state / "journal", query(since, until, agent=agent))
+    summary = summarize(state / "journal", query(since, until, Filter(agent=agent)))
     if as_json:
         click.echo(msgspec.json.encode(summary))
     elif as_html:

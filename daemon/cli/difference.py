@@ -12,6 +12,7 @@ import msgspec
 from safeclaw.daemon import statefile
 from safeclaw.daemon.archive import Archive
 from safeclaw.daemon.journal import reader
+from safeclaw.daemon.journal.filter import Filter
 from safeclaw.daemon.journal.record import Record, RecordType
 from safeclaw.daemon.policystate import FILE_NAME, OnFile
 from safeclaw.daemon.pseudonyms import is_sealed
@@ -156,7 +157,7 @@ def replay(journal: Path, old: Version, new: Version, since: str, agent: str | N
     counts: dict[tuple[str, str, str, str, bytes], int] = {}
     sealed = absent = attempts = 0
     sessions: set[str] = set()
-    for record in reader.read(journal, agent=agent):
+    for record in reader.read(journal, Filter(agent=agent)):
         if record.type is RecordType.SESSION_START:
             workspace = (record.detail or {}).get("workspace")
             places[record.session or ""] = plain(str(workspace or ""))

@@ -11,6 +11,7 @@ import msgspec
 from safeclaw.daemon.cli import asking
 from safeclaw.daemon.cli.audit import common
 from safeclaw.daemon.journal import reader
+from safeclaw.daemon.journal.filter import Filter
 from safeclaw.daemon.journal.record import Record, RecordType
 from safeclaw.daemon.peer import user_name
 
@@ -108,7 +109,7 @@ class _History:
 def history_command(name: str | None, state: Path, as_json: bool) -> int:
     """Print every policy that was in force, oldest first."""
     history = _History()
-    for record in reader.read(state / "journal", type=str(RecordType.POLICY_LOAD)):
+    for record in reader.read(state / "journal", Filter(type=str(RecordType.POLICY_LOAD))):
         history.take(record)
     chosen = [one for one in history.held if name in (None, one.policy)]
     if as_json:

@@ -14,6 +14,7 @@ import msgspec
 
 from safeclaw.daemon import launching
 from safeclaw.daemon.journal import reader
+from safeclaw.daemon.journal.filter import Filter
 from safeclaw.daemon.journal.record import Record, RecordType
 from safeclaw.daemon.pseudonyms import is_sealed
 from safeclaw.errors import CommandError, JournalError, UsageError
@@ -65,7 +66,7 @@ def sessions(journal: Path, session: str | None, since: str | None) -> list[Reco
     Raises JournalError, UsageError.
     """
     found: dict[str, Recorded] = {}
-    for record in reader.read(journal, session=session):
+    for record in reader.read(journal, Filter(session=session)):
         if record.type is RecordType.SESSION_START and (since is None or record.ts >= since):
             if session is None and since is None:
                 found.clear()

@@ -9,6 +9,7 @@ from pathlib import Path
 from safeclaw.daemon.evidence.period import Period, stamp
 from safeclaw.daemon.evidence.proofs import Prover
 from safeclaw.daemon.journal import files, note, reader
+from safeclaw.daemon.journal.filter import EVERY, Filter
 from safeclaw.daemon.journal.merkle import leaf_hash
 from safeclaw.daemon.journal.record import Record, RecordError, decode
 from safeclaw.daemon.journal.recovery import opening_frontier
@@ -17,14 +18,10 @@ from safeclaw.errors import JournalError
 
 @dataclass(frozen=True)
 class Query:
-    """What was asked for; None means everything."""
+    """What was asked for."""
 
     period: Period = field(default_factory=Period)
-    agent: str | None = None
-    decision: str | None = None
-    action: str | None = None
-    session: str | None = None
-    type: str | None = None
+    filter: Filter = EVERY
 
     def matches(self, record: Record) -> bool:
         """Whether a record is meant."""
@@ -32,14 +29,7 @@ class Query:
         return (
             (period.since is None or record.ts >= stamp(period.since))
             and (period.until is None or record.ts < stamp(period.until))
-            and reader.matches(
-                record,
-                decision=self.decision,
-                action=self.action,
-                agent=self.agent,
-                session=self.session,
-                type=self.type,
-            )
+            and self.filter.passes(record)
         )
 
     def fields(self) -> dict[str, str]:
@@ -48,13 +38,9 @@ class Query:
         values = {
             "since": stamp(period.since) if period.since else None,
             "until": stamp(period.until) if period.until else None,
-            "agent": self.agent,
-            "decision": self.decision,
-            "action": self.action,
-            "session": self.session,
-            "type": self.type,
         }
-        return {key: value for key, value in values.items() if value is not None}
+        given = {key: value for key, value in values.items() if value is not None}
+        return {**given, **self.filter.fields()}
 
 
 @dataclass(frozen=True)

@@ -191,8 +191,9 @@ def finish(directory: Path, keys: Path) -> None:
 def _certificate_for(directory: Path, key: PublicKey) -> str | None:
     """Return the certificate by which the chain took ``key``, if it did."""
     from safeclaw.daemon.journal import reader
+    from safeclaw.daemon.journal.filter import Filter
 
-    for record in reader.read(directory, type="key_change"):
+    for record in reader.read(directory, Filter(type="key_change")):
         if record.detail is not None and record.detail.get("public_key") == key.text():
             return str(record.detail.get("certificate"))
     return None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from safeclaw.daemon.journal import files
+from safeclaw.daemon.journal.filter import EVERY, Filter
 from safeclaw.daemon.journal.record import MAX_LINE, Record, RecordError, decode
 from safeclaw.errors import JournalError
 
@@ -43,29 +44,6 @@ def lines(directory: Path) -> Iterator[tuple[Path, int, bytes]]:
         raise JournalError(f"{error.filename or directory}: {error.strerror}") from error
 
 
-def matches(
-    record: Record,
-    *,
-    decision: str | None = None,
-    action: str | None = None,
-    agent: str | None = None,
-    session: str | None = None,
-    type: str | None = None,  # noqa: A002 - the record's own word
-) -> bool:
-    """Whether a record passes the filters; an action covers everything below it."""
-    return (
-        (decision is None or record.decision == decision)
-        and (agent is None or record.agent == agent)
-        and (session is None or record.session == session)
-        and (type is None or record.type == type)
-        and (
-            action is None
-            or record.action == action
-            or (record.action or "").startswith(action + ".")
-        )
-    )
-
-
 def record_of(path: Path, number: int, line: bytes) -> Record:
     """Return the record of a line.  JournalError, with its place."""
     try:
@@ -76,17 +54,8 @@ def record_of(path: Path, number: int, line: bytes) -> Record:
         ) from error
 
 
-def read(
-    directory: Path,
-    *,
-    decision: str | None = None,
-    action: str | None = None,
-    agent: str | None = None,
-    session: str | None = None,
-    type: str | None = None,  # noqa: A002 - the record's own word
-    last: int | None = None,
-) -> Iterator[Record]:
-    """Yield the records that pass the filters, oldest first; ``last`` keeps the newest N.
+def read(directory: Path, wanted: Filter = EVERY, *, last: int | None = None) -> Iterator[Record]:
+    """Yield the records that pass the filter, oldest first; ``last`` keeps the newest N.
 
     Raises:
         JournalError: there is no journal, it cannot be read, or a line is no record.
@@ -95,9 +64,7 @@ def read(
     def chosen() -> Iterator[Record]:
         for path, number, line in lines(directory):
             record = record_of(path, number, line)
-            if matches(
-                record, decision=decision, action=action, agent=agent, session=session, type=type
-            ):
+            if wanted.passes(record):
                 yield record
 
     if last is None:
@@ -128,28 +95,14 @@ def session_segments(directory: Path, session: str) -> Iterator[list[Record]]:
         raise JournalError(f"{error.filename or directory}: {error.strerror}") from error
 
 
-def follow(
-    directory: Path,
-    *,
-    decision: str | None = None,
-    action: str | None = None,
-    agent: str | None = None,
-    session: str | None = None,
-    type: str | None = None,  # noqa: A002 - the record's own word
-    last: int = 10,
-) -> Iterator[Record]:
-    """Yield the newest ``last`` records that pass the filters, then every new one, for ever.
+def follow(directory: Path, wanted: Filter = EVERY, *, last: int = 10) -> Iterator[Record]:
+    """Yield the newest ``last`` records that pass the filter, then every new one, for ever.
 
     Raises:
         JournalError: as :func:`read`.
     """
     pyinotify: Any = importlib.import_module("pyinotify")  # it has no types
     pyinotify.log.setLevel("CRITICAL")  # what cannot be watched cannot be read, which is said
-
-    def wanted(record: Record) -> bool:
-        return matches(
-            record, decision=decision, action=action, agent=agent, session=session, type=type
-        )
 
     manager = pyinotify.WatchManager()
     try:
@@ -167,7 +120,7 @@ def follow(
                 segment, offset = files.segment_number(path.name), 0
             offset += len(line) + 1
             record = record_of(path, number, line)
-            if wanted(record):
+            if wanted.passes(record):
                 newest.append(record)
         yield from newest
         while True:
@@ -178,7 +131,7 @@ def follow(
                     offset += len(line)
                     number += 1
                     record = record_of(path, number, line[:-1])
-                    if wanted(record):
+                    if wanted.passes(record):
                         yield record
             if (directory / files.segment_name(segment + 1)).exists():
                 segment, number, offset = segment + 1, 0, 0

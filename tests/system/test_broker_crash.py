@@ -33,6 +33,7 @@ import pytest
 from safeclaw.daemon import protocol
 from safeclaw.daemon.client import Client
 from safeclaw.daemon.journal import RecordType, files, keys, read
+from safeclaw.daemon.journal.filter import Filter
 from safeclaw.daemon.journal.report import Status
 from safeclaw.daemon.journal.verifier import verify
 from safeclaw.policies.model import Attempt, Decision, FileTarget, Verdict
@@ -290,7 +291,7 @@ def crash(place: Path, rounds: list[tuple[bool, str]], seed: int) -> None:
         assert standalone(state / "journal", public_key=public_key) == 0, (call, at)
         assert not (state / "keys" / keys.NEXT_KEY).exists(), (call, at)
         for kind in (RecordType.GAP, RecordType.FAULT):
-            assert not list(read(state / "journal", type=kind)), (call, at)
+            assert not list(read(state / "journal", Filter(type=kind))), (call, at)
         if turning:
             rolled += report.epochs > 1
             pruned += report.pruned > 0

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safeclaw.daemon.journal import Entry, Journal, PolicyRef, RecordType, files, read, verifier
+from safeclaw.daemon.journal.filter import Filter
 from safeclaw.daemon.journal.merkle import Frontier, leaf_hash, node_hash
 from safeclaw.daemon.journal.note import NoteError, PublicKey, SigningKey, open_note
 from safeclaw.daemon.journal.record import Record, RecordError, decode, encode
@@ -76,14 +77,14 @@ def test_a_chain_that_was_closed_is_internally_consistent(tmp_path: Path) -> Non
 
 def test_records_read_back_as_they_were_given(tmp_path: Path) -> None:
     directory = write_chain(tmp_path, 3)
-    records = list(read(directory, type="decision"))
+    records = list(read(directory, Filter(type="decision")))
     assert [record.attempt for record in records] == [0, 1, 2]
     first = records[0]
     assert (first.action, first.decision, first.policy) == ("file.read", "allow", POLICY)
     assert first.subject is not None
     assert (first.subject.pid, first.subject.uid) == (7, 1000)
-    assert [r.attempt for r in read(directory, action="file", last=1)] == [2]
-    assert not list(read(directory, decision="deny"))
+    assert [r.attempt for r in read(directory, Filter(action="file"), last=1)] == [2]
+    assert not list(read(directory, Filter(decision="deny")))
 
 
 def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
@@ -220,7 +221,7 @@ def test_a_torn_tail_is_set_aside_and_recorded(tmp_path: Path) -> None:
         with Journal.open(directory):
             pass
         assert verify(directory).status is Status.INTACT
-        recovery = list(read(directory, type="recovery"))[-1].detail
+        recovery = list(read(directory, Filter(type="recovery")))[-1].detail
         assert recovery is not None
         assert (directory / str(recovery["file"])).read_bytes() == torn
         assert path.read_bytes().startswith(before)
@@ -380,7 +381,7 @@ def test_a_full_disk_is_a_fault_and_loses_nothing_acknowledged(tiny_disk: Path) 
     report = verify(directory)
     assert report.status is Status.INTACT, report.finding
     assert report.records > acknowledged
-    faults = [record.reason or "" for record in read(directory, type="fault")]
+    faults = [record.reason or "" for record in read(directory, Filter(type="fault"))]
     assert len(faults) == 1
     assert "No space left" in faults[0]
 
@@ -448,7 +449,7 @@ def test_records_are_appended_while_others_are_committed(tmp_path: Path) -> None
         committing.join()
     report = verify(directory)
     assert report.status is Status.INTACT, report.finding
-    assert [r.attempt for r in read(directory, type="decision")] == list(range(5000))
+    assert [r.attempt for r in read(directory, Filter(type="decision"))] == list(range(5000))
 
 
 def test_an_entry_without_canonical_form_is_refused_and_leaves_no_trace(tmp_path: Path) -> None:

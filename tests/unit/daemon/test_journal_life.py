@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from safeclaw.daemon.journal import files, keys, read, retention
+from safeclaw.daemon.journal.filter import Filter
 from safeclaw.daemon.journal.journal import Journal
 from safeclaw.daemon.journal.note import NoteError
 from safeclaw.daemon.journal.report import Report, Status
@@ -53,7 +54,7 @@ def test_old_segments_go_behind_a_record_and_the_rest_verifies(tmp_path: Path, h
     assert report.pruned > 100
     assert 100 <= report.segments <= 104
     first = files.segments(directory)[0][0]
-    pruned = list(read(directory, type="prune"))[-1].detail
+    pruned = list(read(directory, Filter(type="prune")))[-1].detail
     assert pruned is not None
     assert pruned["through"] == files.segment_name(first - 1)
     assert pruned["retention_days"] == 100
@@ -81,7 +82,7 @@ def test_under_90_days_is_refused_without_an_override(tmp_path: Path, host: Host
         journal.commit()
         assert len(files.segments(directory)) < len(before)
     intact(directory)
-    assert list(read(directory, type="prune"))[-1].detail is not None
+    assert list(read(directory, Filter(type="prune")))[-1].detail is not None
 
 
 def test_a_crash_between_the_record_and_the_deletion_verifies(tmp_path: Path, host: Host) -> None:
@@ -237,7 +238,7 @@ def test_a_clock_set_while_no_writer_was_there_is_recorded(tmp_path: Path, host:
         host.step(step * 10**9)
         with host.open(directory) as journal:
             journal.append(decision(1))
-    steps = [record.detail for record in read(directory, type="clock_step")]
+    steps = [record.detail for record in read(directory, Filter(type="clock_step"))]
     assert steps == [{"step_us": 3_600_000_000}, {"step_us": -7_200_000_000}]
     intact(directory)
 
@@ -265,7 +266,7 @@ def test_a_fault_is_in_the_chain_once_it_can_be_written(tmp_path: Path) -> None:
     for _ in range(2):
         with Journal.open(directory) as journal:
             journal.append(decision(1))
-    faults = list(read(directory, type="fault"))
+    faults = list(read(directory, Filter(type="fault")))
     assert len(faults) == 1
     assert faults[0].reason is not None
     assert str(directory) in faults[0].reason

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from safeclaw.daemon import pseudonyms
 from safeclaw.daemon.cli.audit import audit_group
 from safeclaw.daemon.journal import files
+from safeclaw.daemon.journal.filter import Filter
 from safeclaw.daemon.journal.journal import Journal
 from safeclaw.daemon.journal.journald import message
 from safeclaw.daemon.journal.merkle import leaf_hash
@@ -97,7 +98,7 @@ def test_neither_the_chain_nor_journald_says_a_private_name(state: Path) -> None
 
 def test_the_same_name_has_the_same_pseudonym_and_under_another_key_another(state: Path) -> None:
     key = pseudonyms.read_key(state / "keys" / pseudonyms.KEY_FILE)
-    (first, *_) = read(state / "journal", type="decision")
+    (first, *_) = read(state / "journal", Filter(type="decision"))
     assert first.target == {"path": key.pseudonym(PATIENT)}
     other = pseudonyms.Key(bytes(32))
     assert other.pseudonym(PATIENT) != key.pseudonym(PATIENT)
@@ -107,7 +108,7 @@ def test_the_same_name_has_the_same_pseudonym_and_under_another_key_another(stat
 
 
 def test_reveal_says_the_name_and_records_who_asked_and_why_first(state: Path) -> None:
-    (private, public) = read(state / "journal", type="decision")
+    (private, public) = read(state / "journal", Filter(type="decision"))
     done = CliRunner().invoke(
         audit_group,
         ["reveal", str(private.seq), "--why", "case 17", "--state", str(state), "--json"],
@@ -115,7 +116,7 @@ def test_reveal_says_the_name_and_records_who_asked_and_why_first(state: Path) -
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["plain"]["target"] == {"path": PATIENT}
     assert PATIENT in json.loads(done.stdout)["plain"]["reason"]
-    (noted,) = read(state / "journal", type="export")
+    (noted,) = read(state / "journal", Filter(type="export"))
     assert (noted.action, noted.reason) == ("audit.reveal", "case 17")
     assert (noted.detail or {})["records"] == [private.seq]
     assert verify(state / "journal").status is Status.INTACT
@@ -127,7 +128,7 @@ def test_reveal_says_the_name_and_records_who_asked_and_why_first(state: Path) -
 
 
 def test_reveal_without_the_key_or_beside_a_writer_prints_nothing(state: Path) -> None:
-    (private, _) = read(state / "journal", type="decision")
+    (private, _) = read(state / "journal", Filter(type="decision"))
     arguments = ["reveal", str(private.seq), "--why", "x", "--state", str(state)]
     with Journal.open(state / "journal"):
         done = CliRunner().invoke(audit_group, arguments)
@@ -139,12 +140,12 @@ def test_reveal_without_the_key_or_beside_a_writer_prints_nothing(state: Path) -
     assert isinstance(done.exception, JournalError)
     assert (done.exception.hint or "").startswith("without the pseudonym key")
     assert "mueller" not in done.output
-    assert not list(read(state / "journal", type="export"))
+    assert not list(read(state / "journal", Filter(type="export")))
 
 
 def test_a_pseudonym_that_is_not_of_what_is_sealed_is_said(state: Path) -> None:
     key = pseudonyms.read_key(state / "keys" / pseudonyms.KEY_FILE)
-    (private, _) = read(state / "journal", type="decision")
+    (private, _) = read(state / "journal", Filter(type="decision"))
     forged = msgspec.structs.replace(private, target={"path": key.pseudonym("/w/patients/other")})
     with pytest.raises(JournalError, match="not of what is sealed"):
         pseudonyms.reveal(forged, key)
