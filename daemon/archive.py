@@ -124,10 +124,16 @@ class Archive:
         """Return a text by its SHA-256.  PolicyError when it is not kept, or not itself."""
         place = self.place / f"{digest}.yaml"
         if not _HASH.fullmatch(digest) or not place.exists():
-            raise PolicyError(f"no text is kept under the hash {digest[:64]!r}")
+            raise PolicyError(
+                f"no text is kept under the hash {digest[:64]!r}",
+                hint="safeclaw policy history names those that were in force",
+            )
         text = source.read(place)
         if hashlib.sha256(text).hexdigest() != digest:
-            raise PolicyError(f"{place}: damaged: it has not the hash it is kept under")
+            raise PolicyError(
+                f"{place}: damaged: it has not the hash it is kept under",
+                hint="restore it from a backup; nothing in force depends on it",
+            )
         return text
 
     def texts(self, version: Version) -> tuple[bytes, tuple[Parent, ...]]:
@@ -143,7 +149,10 @@ class Archive:
         text, parents = self.texts(version)
         policy = kept.policy(str(self._state), version.name, text, parents)
         if policy.sha256 != version.sha256:
-            raise PolicyError(f"{version.name}: kept as {version.sha256}, but is {policy.sha256}")
+            raise PolicyError(
+                f"{version.name}: kept as {version.sha256}, but is {policy.sha256}",
+                hint="another version of safeclaw reads that text otherwise; edit the file instead",
+            )
         return Found(policy, version)
 
     # ---- what is not wanted any more

@@ -195,7 +195,10 @@ class Broker:
             self.hurry()
         except RecordError as problem:
             # Nothing is wrong with the journal, but with what a peer wants recorded.
-            raise BrokerError(f"cannot be recorded: {problem.message}") from problem
+            raise BrokerError(
+                f"cannot be recorded: {problem.message}",
+                hint="only what the record can hold may be done: see docs/audit-format.md",
+            ) from problem
         except JournalError as problem:
             self._intake.fail(problem)
 

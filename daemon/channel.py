@@ -18,7 +18,7 @@ import stat
 import struct
 import time
 
-from safeclaw.errors import BrokerError
+from safeclaw.errors import ProtocolError
 
 #: The longest packet; well under the default send buffer (net.core.wmem_default).
 PACKET_MAX = 32 * 1024
@@ -187,12 +187,12 @@ class Channel:
         mark = packet[:1]
         if mark not in (_MORE, _LAST):
             if packet and self._pieces:
-                raise BrokerError("a message was broken off")
+                raise ProtocolError("a message was broken off")
             return packet
         self._pieces.append(packet[1:])
         self._pieces_size += len(packet)
         if self._pieces_size > self.message_max:
-            raise BrokerError("a message is too long")
+            raise ProtocolError("a message is too long")
         if mark == _MORE:
             return None
         message = b"".join(self._pieces)

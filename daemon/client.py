@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from safeclaw.daemon import control, protocol
 from safeclaw.daemon.channel import Channel, connect, listen, peer_credentials
-from safeclaw.errors import BrokerError, BrokerGoneError
+from safeclaw.errors import BrokerError, BrokerGoneError, ProtocolError
 
 if TYPE_CHECKING:
     from safeclaw.daemon.service import Service
@@ -161,7 +161,10 @@ class Client:
                 ) from problem
         if peer_credentials(sock)[1] != os.geteuid():
             sock.close()
-            raise BrokerError(f"the broker in {state} is another user's")
+            raise BrokerError(
+                f"the broker in {state} is another user's",
+                hint="set XDG_STATE_HOME to a directory of your own",
+            )
         return cls(sock, state)
 
     def hello(self, hello: protocol.Hello) -> None:
@@ -187,7 +190,7 @@ class Client:
             case protocol.Refused(message, hint):
                 raise BrokerError(message, hint=hint)
             case _:
-                raise BrokerError("the broker answers something else")
+                raise ProtocolError("the broker answers something else")
 
     def ask(self, request: control.Request, timeout: float = ANSWER) -> Any:
         """Return the data of the reply to a request.  BrokerError with what is said against it."""
@@ -220,7 +223,7 @@ class Client:
                 case protocol.Refused(message, hint):
                     raise BrokerError(message, hint=hint)
                 case _:
-                    raise BrokerError("the broker answers something else")
+                    raise ProtocolError("the broker answers something else")
         reply = control.decode_reply(data)
         if reply.error is not None:
             raise BrokerError(reply.error, hint=reply.hint)
@@ -263,7 +266,10 @@ def recover(
     try:
         client = lost.again()
     except OSError as problem:
-        raise BrokerError(f"no broker is there any more: {problem.strerror}") from problem
+        raise BrokerError(
+            f"no broker is there any more: {problem.strerror}",
+            hint="the next broker's start records what it did not hear; safeclaw status",
+        ) from problem
     try:
         client.hello(hello)
         client.lease(timeout)
@@ -273,16 +279,21 @@ def recover(
         while True:
             data = client.channel.receive(timeout)
             if data is None:
-                raise BrokerError("the broker has gone again")
+                raise BrokerError(
+                    "the broker has gone again", hint="safeclaw status; journalctl -u safeclawd"
+                )
             match protocol.decode_to_supervisor(data):
                 case protocol.Ended():
                     return
                 case protocol.Fault(message) | protocol.Refused(message):
-                    raise BrokerError(message)
+                    raise BrokerError(message, hint="safeclaw status says how the broker is")
                 case _:
                     pass
     except OSError as problem:
-        raise BrokerError(f"the broker does not answer: {problem}") from problem
+        raise BrokerError(
+            f"the broker does not answer: {problem}",
+            hint="safeclaw status; journalctl -u safeclawd",
+        ) from problem
     finally:
         client.finish(timeout)
 

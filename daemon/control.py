@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from safeclaw.daemon.protocol import JsonObject
-from safeclaw.errors import BrokerError
+from safeclaw.errors import ProtocolError
 
 #: How many of the newest records can be asked for.
 LAST_MAX = 100_000
@@ -226,11 +226,11 @@ def encode(message: Request | Reply) -> bytes:
 def decode(data: bytes) -> Request:
     """Return a request; BrokerError if it is none."""
     if len(data) > MESSAGE_MAX:
-        raise BrokerError(f"a request of {len(data)} bytes; at most {MESSAGE_MAX} are allowed")
+        raise ProtocolError(f"a request of {len(data)} bytes; at most {MESSAGE_MAX} are allowed")
     try:
         return _decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
-        raise BrokerError(f"not a request: {problem}") from problem
+        raise ProtocolError(f"not a request: {problem}") from problem
 
 
 def decode_reply(data: bytes) -> Reply:
@@ -238,7 +238,7 @@ def decode_reply(data: bytes) -> Reply:
     try:
         return _reply.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
-        raise BrokerError(f"not a reply: {problem}") from problem
+        raise ProtocolError(f"not a reply: {problem}") from problem
 
 
 def decode_batch(data: bytes) -> list[msgspec.Raw]:
@@ -246,7 +246,7 @@ def decode_batch(data: bytes) -> list[msgspec.Raw]:
     try:
         return _batch.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
-        raise BrokerError(f"not a batch of records: {problem}") from problem
+        raise ProtocolError(f"not a batch of records: {problem}") from problem
 
 
 def target(value: Request) -> JsonObject:

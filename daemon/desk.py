@@ -151,7 +151,10 @@ class Desk:
                 return
             reply, sessions = control.encode(control.Reply(outcome.data)), outcome.sessions
             if self._house.heavy(session, len(reply)):
-                raise BrokerError("too many answers to this user are not read yet")
+                raise BrokerError(
+                    "too many answers to this user are not read yet",
+                    hint="end the commands that wait, then try again",
+                )
         except SafeclawError as problem:
             reply = control.encode(control.Reply(error=problem.message, hint=problem.hint))
         self._say_later(session, reply, sessions)

@@ -394,9 +394,15 @@ class Gate:
             line.ask_durable()
         line.await_durable(number)
         if line.lost is not None:
-            raise BrokerError(f"the session cannot be recorded: {line.lost}")
+            raise BrokerError(
+                f"the session cannot be recorded: {line.lost}",
+                hint="without a record nothing runs; safeclaw status says how the broker is",
+            )
         if line.killed is not None:
-            raise BrokerError(f"the session is not started: {line.killed}")
+            raise BrokerError(
+                f"the session is not started: {line.killed}",
+                hint="safeclaw status says who is down",
+            )
         if self._on_started is not None:
             self._on_started(walls)
 

@@ -30,7 +30,7 @@ class Hands(msgspec.Struct, frozen=True):
             try:
                 found = os.lstat(place)
             except OSError as problem:
-                raise PolicyError(f"{place}: {problem.strerror}") from problem
+                raise PolicyError.of(problem, place) from problem
             whose = ""
             if found.st_uid not in (0, os.geteuid()):
                 whose = f"user {user_name(found.st_uid)}"

@@ -24,7 +24,13 @@ from safeclaw.daemon.pseudonyms import Veils
 from safeclaw.daemon.service import Service
 from safeclaw.daemon.sessions import Past, Session, read_past
 from safeclaw.daemon.unfinished import LeftOpen
-from safeclaw.errors import BrokerError, JournalError, JournalFaultError, SafeclawError
+from safeclaw.errors import (
+    BrokerError,
+    JournalError,
+    JournalFaultError,
+    ProtocolError,
+    SafeclawError,
+)
 from safeclaw.policies.document import Policy
 from safeclaw.policies.model import printable
 
@@ -74,7 +80,10 @@ class Intake:
                 if self._doors.full(session):
                     break
                 if self._doors.heavy(session):
-                    raise BrokerError("its user's sessions hold too much memory")
+                    raise BrokerError(
+                        "its user's sessions hold too much of the broker's memory",
+                        hint="run fewer sessions at once",
+                    )
                 data = channel.take()
                 if data is None:
                     break
@@ -138,20 +147,20 @@ class Intake:
                     self._ledger.take(template, number, pid, latency)
                 return
             elif control.is_request(data):
-                raise BrokerError("a request in the middle of a session")
+                raise ProtocolError("a request in the middle of a session")
         elif control.is_request(data):
             self._desk.answer(session, data)
             return
         message = protocol.decode_to_broker(data)
         if isinstance(message, protocol.Hello):
             if session.id is not None:
-                raise BrokerError("the session is already open")
+                raise ProtocolError("the session is already open")
             session.weight = len(data)
             session.channel.message_max = _RECORD_MAX
             self._open(session, message)
             return
         if session.id is None:
-            raise BrokerError("a session begins with hello")
+            raise ProtocolError("a session begins with hello")
         match message:
             case protocol.Renew(at):
                 # SAFETY: who was told to stop, or has ended, gets no more time.
@@ -180,11 +189,11 @@ class Intake:
             case protocol.Withdraw(ticket):
                 self._desk.authority.questions.withdraw(session, ticket)
             case protocol.Decided():
-                raise BrokerError("a decision in another than its one encoding")
+                raise ProtocolError("a decision in another than its one encoding")
 
     def _open(self, session: Session, hello: protocol.Hello) -> None:
         if hello.version != protocol.VERSION:
-            raise BrokerError(
+            raise ProtocolError(
                 f"the supervisor speaks version {hello.version}, this broker "
                 f"{protocol.VERSION}: end the other sessions first"
             )
@@ -244,10 +253,10 @@ class Intake:
     def _past(self, session: Session, opening: Opening, ident: str) -> Past:
         """Return what the journal holds of a session that is to go on.  BrokerError."""
         if any(one.id == ident for one in self._doors.running()):
-            raise BrokerError("the session is open already")
+            raise BrokerError("the session is open already", hint="safeclaw ps")
         # Reading takes as long as the journal is: at most once for each session that was.
         if self._desk.system and ident not in self.left_open:
-            raise BrokerError("no such session was left open")
+            raise BrokerError("no such session was left open", hint="start the agent again")
         past = read_past(
             self._state / "journal",
             ident,
@@ -267,7 +276,7 @@ class Intake:
             session.number = max(session.number, number)
             return False
         if number <= session.number:
-            raise BrokerError(f"the number {number} was used twice")
+            raise ProtocolError(f"the number {number} was used twice")
         self.append(session.gap(session.number + 1, number - 1))
         session.number = number
         return True

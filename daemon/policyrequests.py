@@ -116,7 +116,7 @@ def _earlier(state: PolicyState, to: str) -> Version:
             raise BrokerError(f"{state.ref}: nothing was in force before", hint=hint)
         return state.earlier[0]
     if len(to) >= 12 and state.sha256.startswith(to):
-        raise BrokerError(f"{state.ref}: {to[:12]} is in force already")
+        raise BrokerError(f"{state.ref}: {to[:12]} is in force already", hint=hint)
     found = {one.sha256: one for one in state.earlier if one.sha256.startswith(to)}
     if len(to) < 12 or len(found) != 1:
         raise BrokerError(f"{state.ref}: {to[:64]} was not in force", hint=hint)

@@ -16,7 +16,7 @@ from typing import Annotated, Any, cast
 
 import msgspec
 
-from safeclaw.errors import BrokerError
+from safeclaw.errors import ProtocolError
 from safeclaw.policies.document import Parent, Policy
 from safeclaw.policies.model import Attempt, Decision, Verdict, fingerprint, target_fields
 
@@ -238,7 +238,7 @@ def decode_to_broker(data: bytes | memoryview) -> ToBroker:
     try:
         return _to_broker.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
-        raise BrokerError(f"not a message: {problem}") from problem
+        raise ProtocolError(f"not a message: {problem}") from problem
 
 
 def decode_to_supervisor(data: bytes | memoryview) -> ToSupervisor:
@@ -246,7 +246,7 @@ def decode_to_supervisor(data: bytes | memoryview) -> ToSupervisor:
     try:
         return _to_supervisor.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
-        raise BrokerError(f"not a message: {problem}") from problem
+        raise ProtocolError(f"not a message: {problem}") from problem
 
 
 # A msgpack array of 12: the tag "d", then number, pid and latency at their full

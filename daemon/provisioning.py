@@ -70,7 +70,9 @@ class Provisioning:
         registry = self._authority.registry
         agent = registry.get(request.name)
         if not 0 <= request.overlap <= 90 * 86400:
-            raise BrokerError("the overlap is from 0 seconds to 90 days")
+            raise BrokerError(
+                "the overlap is from 0 seconds to 90 days", hint="such as --overlap 1d"
+            )
         agent, key, text = registry.rotated(agent, _lifetime(request.lifetime), request.overlap)
         detail: dict[str, object] = {"key": key.id, "overlap": request.overlap}
         self._record(peer, agent, "rotated", detail)
@@ -157,7 +159,10 @@ class Provisioning:
 
 def _lifetime(seconds: int) -> int:
     if not 60 <= seconds <= _LIFETIME_MAX:
-        raise BrokerError("a key is good for a minute at least, and ten years at most")
+        raise BrokerError(
+            "a key is good for a minute at least, and ten years at most",
+            hint="such as --expires 90d",
+        )
     return seconds
 
 
@@ -167,4 +172,7 @@ def _uid(user: str | None) -> int | None:
     try:
         return int(user) if user.isascii() and user.isdigit() else pwd.getpwnam(user).pw_uid
     except KeyError:
-        raise BrokerError(f"no user is called {printable(user)}") from None
+        raise BrokerError(
+            f"no user is called {printable(user)}",
+            hint="an agent's own: systemctl start safeclaw-agent-user@NAME makes _agent-NAME",
+        ) from None

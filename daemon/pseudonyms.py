@@ -74,7 +74,10 @@ class Key:
             raw = base64.b64decode(sealed, validate=True)
             return AESGCM(self._seal).decrypt(raw[:12], raw[12:], None)
         except (binascii.Error, ValueError, InvalidTag) as error:
-            raise JournalError("what is sealed there was not sealed with this key") from error
+            raise JournalError(
+                "what is sealed there was not sealed with this key",
+                hint="give --key FILE: the key of the state in which it was recorded",
+            ) from error
 
 
 def read_key(path: Path) -> Key:
@@ -92,9 +95,11 @@ def read_key(path: Path) -> Key:
             hint="without the pseudonym key nothing can be revealed; give --key FILE",
         ) from error
     except ValueError as error:
-        raise JournalError(f"{path}: not a pseudonym key") from error
+        raise JournalError(
+            f"{path}: not a pseudonym key", hint="STATE/keys/pseudonym.key is one"
+        ) from error
     if form != _FORM or len(secret) != 32:
-        raise JournalError(f"{path}: not a pseudonym key")
+        raise JournalError(f"{path}: not a pseudonym key", hint="STATE/keys/pseudonym.key is one")
     return Key(secret)
 
 
@@ -111,7 +116,7 @@ def obtain_key(keys: Path) -> Key:
             files.replace(path, content, mode=0o600)
             files.sync_directory(keys)
         except OSError as error:
-            raise JournalError(f"{path}: {error.strerror}") from error
+            raise JournalError.of(error, path) from error
     return read_key(path)
 
 
@@ -246,17 +251,23 @@ def reveal(record: Record, key: Key) -> Revealed:
     detail = dict(record.detail or {})
     sealed, by = detail.pop(SEALED, None), detail.pop(KEY_ID, None)
     if not isinstance(sealed, str):
-        raise JournalError(f"record {record.seq}: nothing in it is sealed")
+        raise JournalError(
+            f"record {record.seq}: nothing in it is sealed", hint="it is plain: safeclaw audit show"
+        )
     if by != key.id:
         raise JournalError(
-            f"record {record.seq}: sealed with another key ({by}); this one is {key.id}"
+            f"record {record.seq}: sealed with another key ({by}); this one is {key.id}",
+            hint="give --key FILE: the key of the state in which it was recorded",
         )
     plain = msgspec.json.decode(key.open(sealed), type=dict[str, object])
     subject = record.subject or Subject()
     there = {"target": record.target, "detail": detail, "exe": subject.exe}
     for name, recorded in there.items():
         if name in plain and not _stands_for(recorded, plain[name], key):
-            raise JournalError(f"record {record.seq}: its pseudonyms are not of what is sealed")
+            raise JournalError(
+                f"record {record.seq}: its pseudonyms are not of what is sealed",
+                hint="run: safeclaw audit verify",
+            )
     return Revealed(record.seq, plain)
 
 

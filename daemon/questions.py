@@ -102,9 +102,14 @@ class Questions:
             try:
                 scope = Scope(request.scope)
             except ValueError:
-                raise BrokerError(f"no such scope: {request.scope}") from None
+                raise BrokerError(
+                    f"no such scope: {request.scope}", hint="there are once, session and time"
+                ) from None
             if (scope is Scope.TIME) != (request.seconds > 0):
-                raise BrokerError("an approval for a time needs the number of seconds, above 0")
+                raise BrokerError(
+                    "an approval for a time needs the number of seconds, above 0",
+                    hint="such as --for 30m",
+                )
             until = now + request.seconds if scope is Scope.TIME else None
             grant = Grant(question.id, scope, question.asker, question.fingerprint, until, peer.uid)
             detail = {"scope": scope.value}

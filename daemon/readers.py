@@ -56,7 +56,7 @@ class Readers:
                 setpgroup=0,
             )
         except OSError as problem:
-            raise BrokerError(f"the journal cannot be read out: {problem.strerror}") from problem
+            raise BrokerError.of(problem, "the journal cannot be read out") from problem
         finally:
             os.close(null)
         self._running[pid] = session

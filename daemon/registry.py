@@ -115,7 +115,9 @@ class Registry:
         known = self._agents.get(agent.name)
         if known is not None:
             was = "" if known.removed is None else ", and was removed: names are not used again"
-            raise BrokerError(f"an agent is called {agent.name} already{was}")
+            raise BrokerError(
+                f"an agent is called {agent.name} already{was}", hint="give another name"
+            )
         key, text = self._key(lifetime)
         return msgspec.structs.replace(agent, keys=(key,)), text
 
@@ -188,7 +190,10 @@ class Registry:
                         hint=f"safeclaw agent rotate-key {name}",
                     )
                 if agent.uid is not None and uid not in (agent.uid, 0):
-                    raise BrokerError(f"{name} is not this user's to run")
+                    raise BrokerError(
+                        f"{name} is not this user's to run",
+                        hint=f"safeclaw agent show {name} names the one user that may",
+                    )
                 return agent, key
         raise BrokerError(
             f"the key is not one of {name}'s",

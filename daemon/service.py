@@ -106,7 +106,10 @@ def inherited_listener() -> socket.socket | None:
     if not found:
         return None
     if len(found) > 1 or not daemon.is_socket_unix(found[0], socket.SOCK_SEQPACKET, 1):
-        raise BrokerError("the socket unit has to have one ListenSequentialPacket= socket")
+        raise BrokerError(
+            "the socket unit has to have one ListenSequentialPacket= socket",
+            hint="systemctl cat safeclawd.socket; the shipped one has it",
+        )
     listener = socket.socket(fileno=found[0])
     listener.setblocking(False)
     return listener

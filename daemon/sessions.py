@@ -20,7 +20,7 @@ from safeclaw.daemon.channel import Channel
 from safeclaw.daemon.journal.record import Entry, PolicyRef, Record, RecordType, Template
 from safeclaw.daemon.opening import Opening
 from safeclaw.daemon.peer import Peer, process_of
-from safeclaw.errors import BrokerError, JournalError
+from safeclaw.errors import BrokerError, JournalError, ProtocolError
 from safeclaw.policies.document import Assurance, Effect, Policy
 from safeclaw.policies.model import Decision
 
@@ -53,9 +53,9 @@ def _take_in(past: Past, record: Record, uid: int, agent: str, asked: Asked) -> 
     if record.type is RecordType.SESSION_END:
         past.ended = True
     if record.subject is not None and record.subject.uid not in (None, uid):
-        raise BrokerError("the session is another user's")
+        raise BrokerError("the session is another user's", hint="start the agent again")
     if record.agent not in (None, agent):
-        raise BrokerError("the session is another agent's")
+        raise BrokerError("the session is another agent's", hint="start the agent again")
     if record.type is RecordType.DECISION:
         past.decisions += 1
         past.denials += record.decision != "allow"
@@ -109,9 +109,9 @@ def read_past(
             if any(record.type is RecordType.SESSION_START for record in records):
                 break  # what is older is not its own
     except JournalError as problem:
-        raise BrokerError(problem.message) from problem
+        raise BrokerError(problem.message, hint=problem.hint) from problem
     if not known:
-        raise BrokerError("no such session was left open")
+        raise BrokerError("no such session was left open", hint="start the agent again")
     return past
 
 
@@ -215,7 +215,7 @@ class Session:
         if message.sha256 != previous:
             found = [one for one in self.offered if one.sha256 == message.sha256]
             if not found:
-                raise BrokerError("a policy was adopted that was not offered")
+                raise ProtocolError("a policy was adopted that was not offered")
             self.offered.clear()
             self._under(found[-1])
         return self._entry(
@@ -270,7 +270,7 @@ class Session:
         if known is None:
             message = self._decode(data)
             if not self._used(message.fingerprint, message.decision.value, message.rule):
-                raise BrokerError("an attempt was allowed that nobody has approved")
+                raise ProtocolError("an attempt was allowed that nobody has approved")
             known = make(self._decided(message)), message.decision is not Decision.ALLOW
             # a program's arguments can be megabytes: such a tail will hardly come again;
             # and what was approved is looked at each time
@@ -306,7 +306,7 @@ class Session:
     def _decode(self, data: bytes) -> protocol.Decided:
         message = protocol.decode_to_broker(data)
         if not isinstance(message, protocol.Decided):
-            raise BrokerError("a decision that is none")
+            raise ProtocolError("a decision that is none")
         check_fingerprint(message.action, message.target, message.fingerprint)
         return message
 
@@ -393,4 +393,4 @@ def check_fingerprint(action: str, target: protocol.JsonObject, claimed: str) ->
     # policies.model.fingerprint, on the printable target that came over the wire
     text = msgspec.json.encode({"action": action, "target": target}, order="sorted")
     if hashlib.sha256(text).hexdigest() != claimed:
-        raise BrokerError("a fingerprint that does not fit its attempt")
+        raise ProtocolError("a fingerprint that does not fit its attempt")

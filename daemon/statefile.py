@@ -26,7 +26,7 @@ def read(path: Path, kind: type[Value], empty: Value) -> Value:
     except FileNotFoundError:
         return empty
     except OSError as problem:
-        raise BrokerError(f"{path}: cannot be read: {problem.strerror}") from problem
+        raise BrokerError.of(problem, f"{path}: cannot be read") from problem
     with open(descriptor, "rb") as source:
         data = source.read()
     try:
@@ -63,4 +63,4 @@ def replace(path: Path, data: bytes, mode: int = 0o600) -> None:
         finally:
             os.close(directory)
     except OSError as problem:
-        raise BrokerError(f"{path}: cannot be written: {problem.strerror}") from problem
+        raise BrokerError.of(problem, f"{path}: cannot be written") from problem

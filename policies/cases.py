@@ -59,7 +59,9 @@ def load_cases(text: bytes, *, name: str, workspace: str) -> Cases:
     elif root is not None:
         problems.add(root.place, "a file of cases is a mapping with the key cases")
     if problems:
-        raise PolicyError("\n".join(problems.lines()))
+        raise PolicyError(
+            "\n".join(problems.lines()), hint="docs/policy-reference.md shows such a file"
+        )
     return found
 
 

@@ -93,7 +93,10 @@ def load(
         text, name, title, parents=parents, read=_draft, name_of=policy_name
     )
     if policy is None:
-        raise PolicyError("\n".join(lines))
+        raise PolicyError(
+            "\n".join(lines),
+            hint="docs/policy-reference.md has every key; safeclaw policy check only looks",
+        )
     return policy
 
 

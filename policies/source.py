@@ -63,10 +63,12 @@ def read(path: Path) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with open(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise PolicyError(f"{path}: not a regular file")
+                raise PolicyError(
+                    f"{path}: not a regular file", hint="a policy is a file of its own"
+                )
             return file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise PolicyError(f"{path}: cannot be read: {error.strerror}") from error
+        raise PolicyError.of(error, f"{path}: cannot be read") from error
 
 
 def load_file(path: Path) -> Policy:

@@ -104,7 +104,7 @@ def resolve_command(command: tuple[str, ...], path: str, cwd: str) -> tuple[str,
         if not os.path.exists(program):
             raise CommandError(f"{name}: not found", status=127, hint="check the path")
         if os.path.isdir(program):
-            raise CommandError(f"{name}: is a directory", status=126)
+            raise CommandError(f"{name}: is a directory", status=126, hint="name a program in it")
         if not os.access(program, os.X_OK):
             if name.endswith(".py"):
                 return (*resolve_command(("python3",), path, cwd), program, *command[1:])

@@ -66,7 +66,7 @@ def approve(
 ) -> int:
     """Approve one question."""
     if session and seconds:
-        raise UsageError("--session or --for, not both")
+        raise UsageError("give --session or --for, not both")
     scope = "session" if session else "time" if seconds else "once"
     found = asking.ask(broker, control.Approve(approval, scope, seconds, why))
     if as_json:

@@ -52,7 +52,7 @@ def make(
     """Write the package; the exit status is the verification's."""
     place = Path(repository) if repository is not None else Path.cwd()
     if not place.is_dir():
-        raise UsageError(f"{place}: no such directory")
+        raise UsageError(f"{place}: no such directory", hint="look for a slip in the path")
     wanted = query(since, until)
 
     def said(step: str) -> None:

@@ -74,7 +74,7 @@ def export_command(
                 manifest = export(state / "journal", asked, format_name, stream.write)
             os.replace(partial, path)
         except OSError as error:
-            raise JournalError(f"{path}: {error.strerror}") from error
+            raise JournalError.of(error, path) from error
         finally:
             partial.unlink(missing_ok=True)
         manifest_file = manifest_file or f"{output}.manifest.json"
@@ -82,7 +82,7 @@ def export_command(
         try:
             Path(manifest_file).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
         except OSError as error:
-            raise JournalError(f"{manifest_file}: {error.strerror}") from error
+            raise JournalError.of(error, manifest_file) from error
     if as_json and output is not None:
         click.echo(
             msgspec.json.encode({"records": manifest.records, "left_out": manifest.left_out})

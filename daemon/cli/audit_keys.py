@@ -76,7 +76,10 @@ def show(state: Path, as_json: bool) -> None:
                 for note, old in zip(ring.certificates, known, strict=False)
             ]
     except NoteError as error:
-        raise JournalError(f"{state / 'journal' / keys.KEYRING}: {error.message}") from error
+        raise JournalError(
+            f"{state / 'journal' / keys.KEYRING}: {error.message}",
+            hint="run: safeclaw audit verify; a backup of the state has it whole",
+        ) from error
     for epoch, (key, size) in enumerate(zip(known, sizes, strict=True), 1):
         if as_json:
             value = {"epoch": epoch, "from_seq": size, "public_key": key.text()}
@@ -98,7 +101,7 @@ def export(state: Path, as_json: bool, output: str | None) -> None:
     try:
         Path(output).write_text(text)
     except OSError as error:
-        raise JournalError(f"{output}: {error.strerror}") from error
+        raise JournalError.of(error, output) from error
 
 
 @keys_group.command(help="Begin an epoch with a new key; the old private key is erased.")

@@ -50,9 +50,12 @@ def show_command(
     """Print the records that pass the filters."""
     given = ctx.get_parameter_source("state") is not click.core.ParameterSource.DEFAULT
     if given and broker != "auto":
-        raise UsageError("--state or --broker, not both")
+        raise UsageError("give --state or --broker, not both")
     if last is not None and last > control.LAST_MAX and broker not in ("auto", "embedded"):
-        raise UsageError(f"--last {last}: a broker is asked for {control.LAST_MAX} at most")
+        raise UsageError(
+            f"--last {last}: a broker shows {control.LAST_MAX} records at most",
+            hint="--session, --agent, --action, --decision and --type choose among them",
+        )
     own = client.state_directory(dict(os.environ))
     found = None if given else _connected(broker, own)
     if found is None:

@@ -111,7 +111,7 @@ def serve(directory: Path, listen: str) -> None:
     try:
         server = Server((host.strip("[]"), int(port)), store)
     except OSError as error:
-        raise JournalError(f"cannot listen on {listen}: {error.strerror}") from error
+        raise JournalError.of(error, f"cannot listen on {listen}") from error
 
     # Shutting down waits for the loop, which the main thread is in.
     def shut_down(_number: int, _frame: FrameType | None) -> None:
@@ -150,7 +150,10 @@ def push(
         except JournalError as error:
             raise UsageError(error.message, hint=error.hint) from error
         except ValueError:
-            raise UsageError(f"{witness_key}: the keys of more than one witness") from None
+            raise UsageError(
+                f"{witness_key}: the keys of more than one witness",
+                hint="a push goes to one: give its key alone",
+            ) from None
     feed = Feed(state / "journal", url, key)
     stop = threading.Event()
 
@@ -195,7 +198,7 @@ def _keep(path: Path, note: str) -> None:
         partial.write_text(note, "utf-8")
         os.replace(partial, path)
     except OSError as error:
-        raise JournalError(f"{path}: {error.strerror}") from error
+        raise JournalError.of(error, path) from error
 
 
 def _time(seconds: int) -> str:

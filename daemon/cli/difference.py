@@ -116,7 +116,10 @@ def _kept(ref: str, state: Path) -> Version:
         version = next(iter(found.values()))
         return _version(ref, version.name, *Archive(state).texts(version))
     what = "several" if found else "no"
-    raise PolicyError(f"{ref}: {what} kept policies of that hash in {state}")
+    raise PolicyError(
+        f"{ref}: {what} kept policies of that hash in {state}",
+        hint="safeclaw policy history gives whole hashes; --state names another broker's",
+    )
 
 
 def difference(old: Version, new: Version, recorded: Replayed | None) -> Difference:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator
 from types import ModuleType
 from typing import Final, cast
 
-from safeclaw.errors import SafeclawError
+from safeclaw.errors import SafeclawError, UsageError
 
 USAGE = """\
 usage: safeclaw COMMAND [OPTION…]
@@ -82,7 +82,7 @@ def _guarded(words: list[str]) -> int:
 
         _discard_output()
         what = os.fsdecode(failure.filename) if failure.filename else " ".join(words[:2])
-        error = SafeclawError(f"{printable(what)}: {failure.strerror or failure}")
+        error = SafeclawError.of(failure, printable(what))
         complain(error)
         return error.exit_status
     except KeyboardInterrupt:
@@ -144,7 +144,6 @@ def _dispatch(words: list[str]) -> int:
             sys.stderr.write(USAGE)
             return 2
         case _:
-            from safeclaw.errors import UsageError
             from safeclaw.policies.model import printable
 
             raise UsageError(
@@ -184,6 +183,12 @@ def _kill(words: list[str]) -> int | None:
     return None if order is None else stopping.stop(order)
 
 
+def _command(words: list[str]) -> str:
+    """Return the words of a command line that name the command."""
+    deep = VERBS[words[0]].endswith("_group") and words[1:] and not words[1].startswith("-")
+    return " ".join(words[: 2 if deep else 1])
+
+
 def _click(group: Callable[..., object], words: list[str]) -> int:
     import click
 
@@ -195,12 +200,14 @@ def _click(group: Callable[..., object], words: list[str]) -> int:
         if type(problem).__name__ == "NoArgsIsHelpError":  # click 8.2: what it shows is the help
             problem.show()
             return problem.exit_code
-        from safeclaw.errors import UsageError
         from safeclaw.policies.model import printable
 
         place = problem.ctx.command_path if problem.ctx is not None else f"safeclaw {words[0]}"
         said = problem.format_message().rstrip(".")
         raise UsageError(printable(said), hint=f"{printable(place)} --help") from problem
+    except UsageError as problem:
+        problem.hint = problem.hint or f"safeclaw {_command(words)} --help"
+        raise
     except click.ClickException as problem:
         problem.show()
         return problem.exit_code

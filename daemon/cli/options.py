@@ -138,7 +138,10 @@ def parse(words: list[str]) -> Options:
 def broker_choice(text: str) -> str:
     """Return the value of ``--broker``; UsageError."""
     if text not in ("auto", "system", "embedded") and "/" not in text:
-        raise UsageError(f"--broker {printable(text)}: auto, system, embedded or a socket's path")
+        raise UsageError(
+            f"--broker {printable(text)}: there is no such broker",
+            hint="write auto, system, embedded, or a socket's path with a slash in it",
+        )
     return text
 
 
@@ -148,5 +151,7 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds <= 3600:
-        raise UsageError(f"--grace {printable(text)}: seconds from 0 to 3600")
+        raise UsageError(
+            f"--grace {printable(text)}: seconds from 0 to 3600", hint="such as --grace 5"
+        )
     return seconds

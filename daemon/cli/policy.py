@@ -72,7 +72,7 @@ def explain_command(
     """Print the verdict, the rule, its line, the reason, and what would allow it."""
     directory = Path(os.path.realpath(workspace))
     if not directory.is_dir():
-        raise UsageError(f"{workspace}: no such directory")
+        raise UsageError(f"{workspace}: no such directory", hint="look for a slip in the path")
     name, compiled = compiled_for(ref, directory)
     meant = canonical(words.parse_target(action, list(target), str(directory)))
     variables = dict(_variable(text) for text in given)

@@ -60,7 +60,7 @@ def test_command(
     stated = load_cases(text, name=file, workspace=str(base))
     directory = Path(os.path.realpath(workspace or base / stated.workspace))
     if not directory.is_dir():
-        raise UsageError(f"{directory}: no such directory")
+        raise UsageError(f"{directory}: no such directory", hint="look for a slip in the path")
     found = load_cases(text, name=file, workspace=str(directory))
     if ref is None and found.policy:
         ref = found.policy

@@ -80,7 +80,10 @@ def _version(found: client.Client, ref: str, fields: dict[str, Any]) -> differen
 def _text(found: client.Client, sha256: str) -> bytes:
     text = base64.b64decode(found.ask(control.PolicyText(sha256))["text"])
     if hashlib.sha256(text).hexdigest() != sha256:
-        raise PolicyError(f"the broker's text is not the one with the hash {sha256}")
+        raise PolicyError(
+            f"the broker's text is not the one with the hash {sha256}",
+            hint="what the broker keeps was changed: restore its state from a backup",
+        )
     return text
 
 
@@ -161,7 +164,10 @@ def rollback_command(name: str, to: str, why: str, broker: str, as_json: bool) -
     waits = told["pending"].get(ref) == plan["to"]
     if not there and not waits:
         why_not = told["problems"].get(ref, "its file has changed again meanwhile")
-        raise BrokerError(f"{plan['file']} was written, but is not in force: {why_not}")
+        raise BrokerError(
+            f"{plan['file']} was written, but is not in force: {why_not}",
+            hint=f"safeclaw policy check {plan['file']}; what was in force before still is",
+        )
     if as_json:
         asking.echo_json({**plan, "in_force": there})
     elif there:

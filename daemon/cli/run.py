@@ -75,7 +75,10 @@ def _credential() -> str:
         except FileNotFoundError:
             pass
         except (OSError, UnicodeDecodeError) as problem:
-            raise UsageError(f"the credential api-key cannot be read: {problem}") from problem
+            raise UsageError(
+                f"the credential api-key cannot be read: {problem}",
+                hint="in the unit: LoadCredential=api-key:FILE, with the key alone in FILE",
+            ) from problem
     return os.environ.get("SAFECLAW_API_KEY", "").strip()
 
 

@@ -91,12 +91,14 @@ def _serve_own(options: _Options) -> int:
         except (FileNotFoundError, ConnectionRefusedError):
             listener = channel.listen(directory, client.SOCKET_NAME)
         else:
-            raise BrokerError(f"a broker serves {state} already")
+            raise BrokerError(
+                f"a broker serves {state} already", hint="safeclaw status asks it how it is"
+            )
         finally:
             os.close(lock)
             os.close(directory)
     except OSError as problem:
-        raise BrokerError(f"cannot serve {state}: {problem.strerror}") from problem
+        raise BrokerError.of(problem, f"cannot serve {state}") from problem
     service = client.own_service()
     service.metrics = _metrics(state, service.settings.metrics_port)
     Broker(state, listener, stay=True, service=service).run()
@@ -118,7 +120,7 @@ def _serve_system(options: _Options) -> int:
         listener = inherited_listener() or _listen(options.socket)
     except OSError as problem:
         where = problem.filename or state
-        raise BrokerError(f"cannot serve {where}: {problem.strerror}") from problem
+        raise BrokerError.of(problem, f"cannot serve {where}") from problem
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     service = Service(

@@ -115,7 +115,10 @@ def from_chain(journal: Path, session: str | None, since: str | None) -> Suggest
     found = sessions(journal, session, since)
     newest = max(found, key=lambda item: item.ts)
     if not newest.workspace.startswith("/"):
-        raise JournalError(f"session {newest.id}: no workspace is recorded")
+        raise JournalError(
+            f"session {newest.id}: no workspace is recorded",
+            hint="it ended before it began; name another: safeclaw policy suggest --session ID",
+        )
     place = Place(os.path.realpath(newest.workspace), os.path.realpath(Path.home()))
     what = f"session {newest.id} ({newest.agent}, {newest.ts[:10]})"
     if len(found) > 1:

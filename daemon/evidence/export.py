@@ -138,7 +138,10 @@ def holds(proof: InclusionProof, checkpoint: str, keys: list[note.PublicKey]) ->
         path = [base64.b64decode(step) for step in proof.path]
         leaf = base64.b64decode(proof.leaf)
         return included(leaf, proof.seq, signed.size, path, signed.root)
-    raise JournalError("the checkpoint is not signed by a key that is known")
+    raise JournalError(
+        "the checkpoint is not signed by a key that is known",
+        hint="safeclaw audit keys export writes the chain's keys, each epoch's",
+    )
 
 
 def open_output(path: Path) -> IO[str]:
@@ -150,4 +153,4 @@ def open_output(path: Path) -> IO[str]:
     try:
         return path.open("w", encoding="utf-8", newline="")
     except OSError as error:
-        raise JournalError(f"{path}: {error.strerror}") from error
+        raise JournalError.of(error, path) from error

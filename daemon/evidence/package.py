@@ -37,6 +37,8 @@ _JOURNAL: Final = "journal"
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
 #: No member unpacks to more than this; a whole journal of segments is far below.
 _MEMBER_MAX: Final = 1 << 32
+#: What helps when a package is not what was made.
+_BROKEN: Final = "it was changed, or broken on its way: ask for the package again"
 
 README: Final = """\
 Evidence of what agents attempted, and what was decided.
@@ -96,7 +98,7 @@ def build(
         with tempfile.TemporaryDirectory(prefix="safeclaw-evidence-") as place:
             return _build(state, query, output, Path(place), repository, on_step)
     except OSError as error:
-        raise JournalError(f"{error.filename or output}: {error.strerror}") from error
+        raise JournalError.of(error, error.filename or output) from error
 
 
 def _build(
@@ -259,7 +261,7 @@ def check(path: Path, given: list[PublicKey] | None) -> Report:
             unpack(path, Path(place))
             return check_directory(Path(place), given)
     except OSError as error:
-        raise JournalError(f"{error.filename or path}: {error.strerror}") from error
+        raise JournalError.of(error, error.filename or path) from error
 
 
 def unpack(path: Path, place: Path) -> None:
@@ -272,14 +274,16 @@ def unpack(path: Path, place: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             names = [member.filename for member in archive.infolist()]
             if len(set(names)) != len(names):
-                raise JournalError(f"{path}: a file is in it twice")
+                raise JournalError(f"{path}: a file is in it twice", hint=_BROKEN)
             for member in archive.infolist():
                 name = member.filename
                 # SAFETY: the names are the package's, and nothing may land outside.
                 if not _NAME.fullmatch(name) or ".." in name.split("/"):
-                    raise JournalError(f"{path}: a file with a name that no package has")
+                    raise JournalError(
+                        f"{path}: a file with a name that no package has", hint=_BROKEN
+                    )
                 if member.file_size > _MEMBER_MAX:
-                    raise JournalError(f"{path}: {name} is too large")
+                    raise JournalError(f"{path}: {name} is too large", hint=_BROKEN)
                 target = place / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with archive.open(member) as source, target.open("xb") as stream:
@@ -291,7 +295,9 @@ def unpack(path: Path, place: Path) -> None:
         # of the disk has a number.
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise JournalError(f"{path}: not an evidence package, or damaged: {error}") from error
+        raise JournalError(
+            f"{path}: not an evidence package, or damaged: {error}", hint=_BROKEN
+        ) from error
 
 
 def check_directory(place: Path, given: list[PublicKey] | None) -> Report:

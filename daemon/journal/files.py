@@ -66,7 +66,7 @@ def make_directory(path: Path, mode: int = 0o700) -> None:
     except OSError as error:
         raise JournalError(f"{path}: {error.strerror}", hint="give --state DIR") from error
     if not stat.S_ISDIR(status.st_mode):
-        raise JournalError(f"{path}: not a directory")
+        raise JournalError(f"{path}: not a directory", hint="give --state DIR")
     if status.st_uid != os.geteuid() or status.st_mode & 0o022:
         raise JournalError(
             f"{path}: owned by another user or writable by others",
@@ -94,7 +94,7 @@ def take_lock(directory: Path) -> int:
     except OSError as error:
         if fd >= 0:
             os.close(fd)
-        raise JournalError(f"{path}: {error.strerror}") from error
+        raise JournalError.of(error, path) from error
     return fd
 
 
@@ -139,11 +139,14 @@ def open_segment(path: Path, *, create: bool) -> int:
     try:
         fd = os.open(path, flags, 0o640)
     except OSError as error:
-        raise JournalError(f"{path}: {error.strerror}") from error
+        raise JournalError.of(error, path) from error
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
         os.close(fd)
-        raise JournalError(f"{path}: not a plain file of its own")
+        raise JournalError(
+            f"{path}: not a plain file of its own",
+            hint="something else was put there; run: safeclaw audit verify",
+        )
     return fd
 
 
@@ -206,7 +209,10 @@ def load_key(keys: Path, file: str = PRIVATE_KEY) -> SigningKey:
             hint="without its key this journal cannot go on; keep it and start another state",
         ) from error
     except ValueError as error:
-        raise JournalError(f"{path}: not a signing key") from error
+        raise JournalError(
+            f"{path}: not a signing key",
+            hint="restore it from a backup; else keep this journal and start another state",
+        ) from error
 
 
 def new_key(keys: Path, name: str) -> SigningKey:
@@ -218,7 +224,7 @@ def new_key(keys: Path, name: str) -> SigningKey:
         replace(keys / PUBLIC_KEY, f"{key.public.text()}\n".encode(), mode=0o644)
         sync_directory(keys)
     except OSError as error:
-        raise JournalError(f"{keys}: {error.strerror}") from error
+        raise JournalError.of(error, keys) from error
     return key
 
 
@@ -231,9 +237,11 @@ def read_public_key(path: Path) -> PublicKey:
     try:
         return PublicKey.parse(path.read_text("utf-8"))
     except OSError as error:
-        raise JournalError(f"{path}: {error.strerror}") from error
+        raise JournalError.of(error, path) from error
     except UnicodeDecodeError as error:
-        raise JournalError(f"{path}: not a public key") from error
+        raise JournalError(
+            f"{path}: not a public key", hint="safeclaw audit keys export writes one"
+        ) from error
 
 
 #: Larger than any reason; written once, so that a full disk still has room for one.

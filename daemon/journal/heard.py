@@ -35,7 +35,7 @@ def journald_entries(directory: Path, journal_files: Path | None) -> Iterator[tu
     try:
         source = systemd_journal.Reader(path=str(journal_files) if journal_files else None)
     except OSError as error:
-        raise JournalError(f"the systemd journal: {error.strerror}") from error
+        raise JournalError.of(error, "the systemd journal") from error
     with source:
         source.add_match(SAFECLAW_CHAIN_ID=genesis.chain)
         source.add_match(_UID=str(uid))

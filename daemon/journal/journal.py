@@ -91,7 +91,7 @@ class Journal:
             journal = cls(directory, keys_directory, lock, head)
         except OSError as error:
             os.close(lock)
-            raise JournalFaultError(f"{directory}: {error.strerror}") from error
+            raise JournalFaultError.of(error, directory) from error
         except BaseException:
             os.close(lock)
             raise
@@ -99,7 +99,7 @@ class Journal:
             journal._start(torn)
         except OSError as error:
             journal._release()
-            raise JournalFaultError(f"{directory}: {error.strerror}") from error
+            raise JournalFaultError.of(error, directory) from error
         except BaseException:
             journal._release()
             raise
@@ -109,7 +109,10 @@ class Journal:
         head = self._head
         if head.seq == 0:
             if (self._directory / files.CHECKPOINT).exists():
-                raise JournalError(f"{self._directory}: a checkpoint, but no records")
+                raise JournalError(
+                    f"{self._directory}: a checkpoint, but no records",
+                    hint="the segments are gone: restore them, or start another state",
+                )
             with self._append_lock:
                 self.upkeep.begin_chain(os.urandom(16).hex())
         else:
@@ -350,7 +353,10 @@ class Journal:
 
     def _check_fault(self) -> None:
         if self._fault is not None:
-            raise JournalFaultError(f"the journal takes no more records: {self._fault}")
+            raise JournalFaultError(
+                f"the journal takes no more records: {self._fault}",
+                hint="see to the disk, then restart the broker",
+            )
 
     def _recall_fault(self) -> None:
         """Record the fault that the last writer could only leave a note of."""

@@ -104,9 +104,12 @@ def read_keyring(directory: Path) -> Keyring | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise JournalError(f"{path}: {error.strerror}") from error
+        raise JournalError.of(error, path) from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise JournalError(f"{path}: not a keyring") from error
+        raise JournalError(
+            f"{path}: not a keyring",
+            hint="run: safeclaw audit verify; a backup of the state has it whole",
+        ) from error
 
 
 def read_public_keys(path: Path) -> list[PublicKey]:
@@ -127,7 +130,9 @@ def read_public_keys(path: Path) -> list[PublicKey]:
             f"{path}: not a public key", hint="safeclaw audit keys export writes one"
         ) from error
     if not found:
-        raise JournalError(f"{path}: no public key in it")
+        raise JournalError(
+            f"{path}: no public key in it", hint="safeclaw audit keys export writes one"
+        )
     return found
 
 
@@ -185,7 +190,7 @@ def finish(directory: Path, keys: Path) -> None:
             path.unlink()
             files.sync_directory(keys)
     except OSError as error:
-        raise JournalError(f"{error.filename or keys}: {error.strerror}") from error
+        raise JournalError.of(error, error.filename or keys) from error
 
 
 def _certificate_for(directory: Path, key: PublicKey) -> str | None:

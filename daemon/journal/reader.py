@@ -41,7 +41,7 @@ def lines(directory: Path) -> Iterator[tuple[Path, int, bytes]]:
             hint="the system's journal is for root and members of the group safeclaw-audit",
         ) from error
     except OSError as error:
-        raise JournalError(f"{error.filename or directory}: {error.strerror}") from error
+        raise JournalError.of(error, error.filename or directory) from error
 
 
 def record_of(path: Path, number: int, line: bytes) -> Record:
@@ -92,7 +92,7 @@ def session_segments(directory: Path, session: str) -> Iterator[list[Record]]:
             # An agent's own words may look like the mark.
             yield [record for record in found if record.session == session]
     except OSError as error:
-        raise JournalError(f"{error.filename or directory}: {error.strerror}") from error
+        raise JournalError.of(error, error.filename or directory) from error
 
 
 def follow(directory: Path, wanted: Filter = EVERY, *, last: int = 10) -> Iterator[Record]:
@@ -112,7 +112,10 @@ def follow(directory: Path, wanted: Filter = EVERY, *, last: int = 10) -> Iterat
             manager.add_watch(str(directory), events, quiet=False)
         except pyinotify.WatchManagerError as problem:
             next(lines(directory), None)  # what cannot be read says so itself
-            raise JournalError(f"{directory}: cannot be watched: {problem}") from problem
+            raise JournalError(
+                f"{directory}: cannot be watched: {problem}",
+                hint="raise the sysctl fs.inotify.max_user_watches, or use: safeclaw audit show",
+            ) from problem
         newest: deque[Record] = deque(maxlen=last)
         segment, number, offset = 0, 0, 0
         for path, number, line in lines(directory):
@@ -138,6 +141,6 @@ def follow(directory: Path, wanted: Filter = EVERY, *, last: int = 10) -> Iterat
                 continue
             os.read(manager.get_fd(), 1 << 16)
     except OSError as error:
-        raise JournalError(f"{error.filename or directory}: {error.strerror}") from error
+        raise JournalError.of(error, error.filename or directory) from error
     finally:
         manager.close()

@@ -205,7 +205,7 @@ def find_head(directory: Path, found: list[tuple[int, Path]]) -> Head:
                 head.segment, head.offset = number, 0
             _scan(path, head, covered, is_last=number == found[-1][0])
     except OSError as error:
-        raise JournalError(f"{directory}: {error.strerror}") from error
+        raise JournalError.of(error, directory) from error
     if found[-1][0] != head.segment:
         raise JournalError(
             f"{directory / files.segment_name(head.segment)}: the segment is missing",

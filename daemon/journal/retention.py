@@ -26,7 +26,9 @@ RETENTION_LEAST: Final = 90
 def check(days: int, *, override: bool) -> int:
     """Return ``days``, or raise JournalError when so few need an override."""
     if days < 0:
-        raise JournalError(f"a retention of {days} days")
+        raise JournalError(
+            f"a retention of {days} days", hint=f"{RETENTION_LEAST} days, or more, are kept"
+        )
     if days < RETENTION_LEAST and not override:
         raise JournalError(
             f"a retention of {days} days is under {RETENTION_LEAST}",
@@ -79,7 +81,7 @@ def plan(directory: Path, now_s: float, days: int, *, override: bool) -> Plan | 
     try:
         found = files.segments(directory)
     except OSError as error:
-        raise JournalError(f"{directory}: {error.strerror}") from error
+        raise JournalError.of(error, directory) from error
     for (_, path), (_, following) in itertools.pairwise(found):
         opening = first_record(following)
         if opening is None or moment(opening.ts) > limit:

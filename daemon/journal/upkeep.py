@@ -130,7 +130,7 @@ class Upkeep:
         try:
             new = keys.stage(self._keys, origin(self._tip.head.chain))
         except OSError as error:
-            raise JournalFaultError(f"{self._keys}: {error.strerror}") from error
+            raise JournalFaultError.of(error, self._keys) from error
         self._tip.watch_clock()
         checkpoint, _ = self._sign()
         certificate = keys.certify(self._signing_key(), new, checkpoint)

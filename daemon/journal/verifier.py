@@ -275,7 +275,9 @@ def read_checkpoint(path: Path) -> tuple[str, str]:
             f"{path}: {error.strerror}", hint="a checkpoint is a copy of STATE/journal/checkpoint"
         ) from error
     except UnicodeDecodeError as error:
-        raise JournalError(f"{path}: not a signed note") from error
+        raise JournalError(
+            f"{path}: not a signed note", hint="a checkpoint is a copy of STATE/journal/checkpoint"
+        ) from error
 
 
 def origin_of(directory: Path) -> str:
@@ -290,4 +292,6 @@ def origin_of(directory: Path) -> str:
     try:
         return f"safeclaw/{decode(first[2]).chain}"
     except RecordError as error:
-        raise JournalError(f"{first[0]}: {error.message}") from error
+        raise JournalError(
+            f"{first[0]}: {error.message}", hint="run: safeclaw audit verify"
+        ) from error

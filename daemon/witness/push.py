@@ -94,7 +94,10 @@ class Feed:
 
     def _offer(self, note: str, checkpoint: Checkpoint) -> _Answer:
         if self._frontier.size > checkpoint.size:
-            raise JournalError(f"{self._directory}: the chain is shorter than it was")
+            raise JournalError(
+                f"{self._directory}: the chain is shorter than it was",
+                hint="run: safeclaw audit verify --witness URL --witness-key KEY",
+            )
         prover = Prover(self._frontier, checkpoint.size)
         if self._frontier.size:
             for leaf in self._leaves(self._frontier.size, checkpoint.size):
@@ -112,7 +115,9 @@ class Feed:
         try:
             at = cosigned_at(cosigned, self._key)
         except NoteError as error:
-            raise WitnessError(f"{self._url}: {error.message}") from error
+            raise WitnessError(
+                f"{self._url}: {error.message}", hint="is that the URL of a safeclaw witness?"
+            ) from error
         if at is None:
             raise WitnessError(
                 f"{self._url} did not sign with the key of {self._key.name}",
@@ -150,7 +155,9 @@ class Feed:
         except OSError as error:
             raise JournalError(f"{path}: {error.strerror}", hint="give --state DIR") from error
         except UnicodeDecodeError as error:
-            raise JournalError(f"{path}: not a signed note") from error
+            raise JournalError(
+                f"{path}: not a signed note", hint="run: safeclaw audit verify"
+            ) from error
 
     def _tree_of(self, size: int) -> Frontier:
         """Return the tree of the first ``size`` records, from the nearest place it is known at."""
@@ -172,7 +179,8 @@ class Feed:
         if best is None:
             raise JournalError(
                 f"{self._directory}: the witness has seen {size} records, and what came next "
-                "was pruned: it cannot be shown that this chain continues them"
+                "was pruned: it cannot be shown that this chain continues them",
+                hint="push from a backup that still has them",
             )
         return best
 
@@ -200,7 +208,7 @@ class Feed:
         try:
             return files.segments(self._directory)
         except OSError as error:
-            raise JournalError(f"{self._directory}: {error.strerror}") from error
+            raise JournalError.of(error, self._directory) from error
 
     def _post(self, call: str, body: bytes) -> _Answer:
         headers = {"Content-Type": "text/plain; charset=utf-8"}
@@ -218,7 +226,7 @@ def _leaves_of(path: Path, skip: int, count: int) -> Iterator[bytes]:
                 if number >= skip:
                     yield leaf_hash(line[:-1])
     except OSError as error:
-        raise JournalError(f"{path}: {error.strerror}") from error
+        raise JournalError.of(error, path) from error
 
 
 def fetch(url: str, origin: str) -> str:
@@ -230,7 +238,10 @@ def fetch(url: str, origin: str) -> str:
     address = checked_url(url) + protocol.CHECKPOINT + quote(origin, safe="")
     answer = _answer(HttpRequest(address))
     if answer.status != protocol.OK:
-        raise WitnessError(f"{url} has no checkpoint of {origin}: {answer.text.strip()}")
+        raise WitnessError(
+            f"{url} has no checkpoint of {origin}: {answer.text.strip()}",
+            hint="push to it first: safeclaw audit witness push",
+        )
     return answer.text
 
 
@@ -249,10 +260,14 @@ def read_witness_keys(text: str) -> list[WitnessKey]:
             f"{text}: {error.strerror}", hint="on its host: safeclaw audit witness show"
         ) from error
     except UnicodeDecodeError as error:
-        raise JournalError(f"{text}: not a witness's key") from error
+        raise JournalError(
+            f"{text}: not a witness's key", hint="on its host: safeclaw audit witness show"
+        ) from error
     found = [WitnessKey.parse(line) for line in lines if line.strip()]
     if not found:
-        raise JournalError(f"{text}: no witness's key in it")
+        raise JournalError(
+            f"{text}: no witness's key in it", hint="on its host: safeclaw audit witness show"
+        )
     return found
 
 

@@ -63,7 +63,9 @@ class Store:
         files.make_directory(directory / "logs")
         files.make_directory(directory / "refused")
         if (directory / KEY).exists():
-            raise JournalError(f"{directory}: there is a witness already")
+            raise JournalError(
+                f"{directory}: there is a witness already", hint="safeclaw audit witness show"
+            )
         cosigner = Cosigner(name, os.urandom(32))
         try:
             files.replace(
@@ -72,7 +74,7 @@ class Store:
             files.replace(directory / KEY, f"{name} {cosigner.seed.hex()}\n".encode(), mode=0o600)
             files.sync_directory(directory)
         except OSError as error:
-            raise JournalError(f"{directory}: {error.strerror}") from error
+            raise JournalError.of(error, directory) from error
         return cls(directory)
 
     def add_log(self, given: list[PublicKey]) -> Seen:
@@ -83,7 +85,10 @@ class Store:
         """
         origin = given[0].name
         if any(key.name != origin for key in given):
-            raise JournalError("these are the keys of more than one chain")
+            raise JournalError(
+                "these are the keys of more than one chain",
+                hint="one file for each: safeclaw audit keys export",
+            )
         with self._locked():
             known = self._load(origin)
             wanted = tuple(key.text() for key in given)
@@ -158,7 +163,7 @@ class Store:
             try:
                 lock = os.open(self.directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             except OSError as error:
-                raise JournalError(f"{self.directory}: {error.strerror}") from error
+                raise JournalError.of(error, self.directory) from error
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 yield
@@ -177,9 +182,11 @@ class Store:
         try:
             return msgspec.json.decode(path.read_bytes(), type=Seen)
         except OSError as error:
-            raise JournalError(f"{path}: {error.strerror}") from error
+            raise JournalError.of(error, path) from error
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise JournalError(f"{path}: damaged: {error}") from error
+            raise JournalError(
+                f"{path}: damaged: {error}", hint="restore the witness's directory from a backup"
+            ) from error
 
     def _save(self, seen: Seen) -> None:
         path = self._path(seen.origin)
@@ -187,7 +194,7 @@ class Store:
             files.replace(path, msgspec.json.encode(seen), mode=0o600)
             files.sync_directory(path.parent)
         except OSError as error:
-            raise JournalError(f"{path}: {error.strerror}") from error
+            raise JournalError.of(error, path) from error
 
     def _keep(self, body: bytes) -> None:
         """Keep what a log signed and no honest log does, as far as there is room."""

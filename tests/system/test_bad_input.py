@@ -262,8 +262,8 @@ def test_output_that_cannot_be_written_is_an_error(person: Person, redirect: str
         ("--help",),
     ):
         ended = person.safeclaw(*words, redirect=redirect)
-        clear(ended, 125, f"safeclaw: {' '.join(words[:2])}: {why}\n")
-        assert len(ended.stderr.splitlines()) == 1
+        clear(ended, 125, f"safeclaw: {' '.join(words[:2])}: {why}\nhint: ")
+        assert len(ended.stderr.splitlines()) == 2
     assert person.safeclaw("audit", "verify").returncode == 0
 
 

@@ -198,7 +198,7 @@ def children(pid: int) -> list[int]:
 def test_what_cannot_be_asked_is_said(making: Making, person: Person) -> None:
     broker = making()
     for words, said in (
-        (("--last", "1000000"), "100000 at most"),
+        (("--last", "1000000"), "100000 records at most"),
         (("--state", str(broker.state)), "--state or --broker"),
     ):
         done = person.safeclaw("audit", "show", "--broker", str(broker.socket), *words)
