@@ -104,6 +104,7 @@ class Prison:
         self._programs = programs
         self._python = sys.executable
         self._looks: dict[str, Look] = {}
+        self._late = ""
         self._environment = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "LANG": "C.UTF-8"}
         if tree is not None and name != "root":
             self._python = "/usr/bin/python3"
@@ -143,10 +144,15 @@ class Prison:
         self, attacks: list[Attack], defence: str | None, tries: dict[str, int]
     ) -> dict[str, Outcome]:
         """Run attacks in one session, with a defence off; races so often as ``tries`` says."""
+        if self._late:
+            pytest.fail(self._late)  # and not as slowly as the first time
         base = Path(tempfile.mkdtemp(prefix="safeclaw-escape-"))
         try:
             with contextlib.ExitStack() as stack:
                 return self._in(base, stack, attacks, defence, tries)
+        except subprocess.TimeoutExpired as late:
+            self._late = f"a session did not end: {late}"
+            raise
         finally:
             shutil.rmtree(base, ignore_errors=True)
 

@@ -9,6 +9,7 @@ import pytest
 
 from safeclaw.daemon.cli.audit_keys import keeping_of, writing
 from safeclaw.daemon.journal import files, read
+from safeclaw.daemon.journal.filter import Filter
 from safeclaw.daemon.journal.keeping import Keeping
 from safeclaw.daemon.journal.report import Status
 from safeclaw.daemon.journal.verifier import verify
@@ -47,7 +48,7 @@ def left(state: Path) -> int:
 
 
 def pruned(state: Path) -> list[dict[str, object]]:
-    return [record.detail or {} for record in read(state / "journal", type="prune")]
+    return [record.detail or {} for record in read(state / "journal", Filter(type="prune"))]
 
 
 @pytest.mark.parametrize("how", ["--config", "the user's own"])
