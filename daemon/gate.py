@@ -372,11 +372,14 @@ class Gate:
         self.denials += 1
         self._on_denied(attempt, Verdict(Decision.DENY, "violation", reason))
 
-    def limit(self, name: str, reason: str) -> None:
+    def limit(self, name: str, reason: str, stop: Callable[[], None] | None = None) -> None:
         """Record that the session has come to the limit of that name, and tell the person."""
         with self._line.sending:
             message = protocol.Limited(self._line.number + 1, name, printable(reason))
             self._line.keep(protocol.encode(message))
+        # SAFETY: before anybody is told: an agent can stop the terminal that it shares.
+        if stop is not None:
+            stop()
         self._on_limit(name, reason)
 
     def started(self, walls: dict[str, object]) -> None:

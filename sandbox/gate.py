@@ -53,8 +53,8 @@ class Gate(Protocol):
         """Record that what happened is not what was approved."""
         ...
 
-    def limit(self, name: str, reason: str) -> None:
-        """Record that the session has come to a limit, and tell the person."""
+    def limit(self, name: str, reason: str, stop: Callable[[], None] | None = None) -> None:
+        """Record that the session has come to a limit, ``stop`` it, and tell the person."""
         ...
 
     def started(self, walls: dict[str, object]) -> None:

@@ -218,15 +218,15 @@ class Limits:
                 if cpu is not None and self._group is not None:
                     used = self._group.count("cpu.stat", "usage_usec") / 1e6
                     if used >= cpu:
-                        self._reached(gate, "cpu_time", f"the session has used {cpu} s: stopped")
-                        kill()
+                        text = f"the session has used {cpu} s: stopped"
+                        self._reached(gate, "cpu_time", text, kill)
                         return
                     # it cannot be used up sooner than by every processor at once
                     soonest = max(0.05, (cpu - used) / (os.cpu_count() or 1))
                     pause = soonest if left is None else min(left, soonest)
                 if left == 0.0:
-                    self._reached(gate, "wall_time", f"the session has taken {wall} s: stopped")
-                    kill()
+                    text = f"the session has taken {wall} s: stopped"
+                    self._reached(gate, "wall_time", text, kill)
                     return
                 found = poller.poll(None if pause is None else pause * 1000 + 1)
                 if any(number == self._woken for number, _ in found):
@@ -253,10 +253,12 @@ class Limits:
                 if self._group.count(file, key):
                     self._reached(gate, limit, text)
 
-    def _reached(self, gate: Gate, limit: str, text: str) -> None:
-        """Record and tell a limit, the first time that it is reached."""
+    def _reached(
+        self, gate: Gate, limit: str, text: str, stop: Callable[[], None] | None = None
+    ) -> None:
+        """Record a limit, the first time that it is reached, stop what it ends, and tell."""
         with self._lock:
             if limit in self._seen:
                 return
             self._seen.add(limit)
-        gate.limit(limit, text)
+        gate.limit(limit, text, stop)

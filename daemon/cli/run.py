@@ -347,7 +347,8 @@ class _Run:
 
     @staticmethod
     def _limited(name: str, reason: str) -> None:
-        display.tell(f"safeclaw: limit {printable(name)}: {printable(reason)}")
+        text = f"safeclaw: limit {printable(name)}: {printable(reason)}"
+        display.tell(text, patient=False)  # whoever says this watches the other limits, too
 
     def _show_walls(self, walls: dict[str, object]) -> None:
         for name, value in walls.items():

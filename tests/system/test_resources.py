@@ -114,6 +114,27 @@ def test_the_clock_ends_a_session_and_all_of_it(person: Person, isolation: str) 
     assert limits(person) == ["wall_time"]
 
 
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+def test_the_clock_does_not_wait_for_a_terminal_that_the_agent_has_stopped(
+    person: Person, isolation: str
+) -> None:
+    person.write("policy.yaml", 'version: "1.0"\nextends: default\nresources: {wall_time: 2s}\n')
+    person.write(
+        "agent.py",
+        "import fcntl, os, termios\n"
+        "print('terminal', os.isatty(1), flush=True)\n"
+        "fcntl.ioctl(1, termios.TCXONC, termios.TCOOFF)\n"
+        "os.execv('/bin/sleep', ['sleep', '30'])\n",
+    )
+    command = person.command("run", *options_here(isolation), "--policy", "policy.yaml", "--")
+    terminal = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
+    started = ["/usr/bin/python3", "-c", terminal, *command, "/usr/bin/python3", "agent.py"]
+    done = person.finish(person.start(started, person.workspace))
+    assert done.stdout.split() == ["terminal", "True"]  # the line on the limit is lost
+    assert done.returncode == 128 + 9
+    assert limits(person) == ["wall_time"]
+
+
 def test_a_process_has_so_much_of_the_processor(person: Person) -> None:
     done = run(
         person,
