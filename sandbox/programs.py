@@ -23,7 +23,10 @@ from safeclaw.sandbox.mediator import Handler, Notification
 from safeclaw.sandbox.pinning import path_argument, pin
 from safeclaw.sandbox.resolve import Pinned, error
 
-_LOADER = re.compile(r"(?:ld-linux[^/]*|ld-musl[^/]*|ld64|ld)\.so[.\d]*|ld-\d[^/]*\.so")
+#: musl's is its libc.so; its name as a loader is a link to that.
+_LOADER = re.compile(
+    r"(?:ld-linux[^/]*|ld-musl[^/]*|ld64|ld)\.so[.\d]*|ld-\d[^/]*\.so|libc\.so|libc\.musl[^/]*"
+)
 #: Options of a loader that do what a variable does (ld.so(8)).
 _LOADER_VARIABLES = {
     "--audit": b"LD_AUDIT",
@@ -101,6 +104,8 @@ def _loaded(argv: list[bytes]) -> tuple[int | None, list[bytes]]:
         option = os.fsdecode(word)
         if not option.startswith("--"):
             return index, variables
+        if argv[index] == b"--":  # musl's end of options; an error to glibc's
+            return (index + 1 if index + 1 < len(argv) else None), variables
         if not equals and option in _LOADER_TAKES_VALUE:
             index += 1
             value = argv[index] if index < len(argv) else b""
@@ -108,6 +113,13 @@ def _loaded(argv: list[bytes]) -> tuple[int | None, list[bytes]]:
             variables.append(_LOADER_VARIABLES[option] + b"=" + value)
         index += 1
     return None, variables
+
+
+def _only_lists(argv: list[bytes], loader: str, environment: list[bytes]) -> bool:
+    """Whether a loader, glibc's, runs nothing of the program: ldd(1), ld.so(8)."""
+    return os.path.basename(loader).startswith("ld-linux") and (
+        argv[1] in (b"--list", b"--verify") or b"LD_TRACE_LOADED_OBJECTS=1" in environment
+    )
 
 
 def _exec(note: Notification) -> int | None:
@@ -162,17 +174,25 @@ def _run(
             tuple(os.fsdecode(word) for word in chain.arguments),
         )
         variables = environment
+        unsure = ""
         if _LOADER.fullmatch(os.path.basename(chain.image.path)):
             index, options = _loaded(chain.argv)
             variables = [*environment, *options]
             if index is not None:
                 target = _behind_loader(note, chain.image, chain.argv, index)
+                # SAFETY: the loader opens the name anew, and a link or the working directory may
+                # lead elsewhere by then.  The canonical name does not, where the agent cannot
+                # write; and where it can, what the name stands for is the agent's own anyway.
+                if target.argv[0] != target.program and not _only_lists(
+                    chain.argv, chain.image.path, environment
+                ):
+                    unsure = f"a loader has to be given the program's whole path, {target.program}"
         # the person's own command is the session's start, judged as that, once
         first = note.mediator.first_program
         note.mediator.first_program = None
         action = "session.start" if first == target.argv else "shell.execute"
         target = _judge(note, action, target, variables)
-        _require_plain(note, target, variables)
+        _require_plain(note, target, variables, unsure)
         image = Image(_inode(chain.image.fd), chain.argv, environment)
     _continue_to_exec_stop(note, image, target)
     return None
@@ -191,18 +211,21 @@ def _judge(
             return whole
 
 
-def _require_plain(note: Notification, target: ProgramTarget, variables: list[bytes]) -> None:
-    """Refuse, and record, what a rule has allowed but for the variables it would start with."""
-    for entry in variables:
-        if entry.startswith(_FORBIDDEN_VARIABLES):
-            name = os.fsdecode(entry.partition(b"=")[0])
-            note.mediator.gate.violation(
-                Attempt("shell.execute", target),
-                pid=note.pid,
-                exe=note.caller.exe,
-                reason=f"refused: {name} would have other code run in it",
-            )
-            raise error(errno.EACCES)
+def _require_plain(
+    note: Notification, target: ProgramTarget, variables: list[bytes], unsure: str
+) -> None:
+    """Refuse, and record, what a rule has allowed but what would run other code than that."""
+    found = [one for one in _FORBIDDEN_VARIABLES for entry in variables if entry.startswith(one)]
+    if found:
+        unsure = f"{os.fsdecode(found[0][:-1])} would have other code run in it"
+    if unsure:
+        note.mediator.gate.violation(
+            Attempt("shell.execute", target),
+            pid=note.pid,
+            exe=note.caller.exe,
+            reason=f"refused: {unsure}",
+        )
+        raise error(errno.EACCES)
 
 
 class _Chain:

@@ -86,6 +86,7 @@ def _races() -> list[Attack]:
         Attack("race_exec_vfork", "race_exec_vfork.c", "exec-stop", goal=15),
         Attack("race_exec_variable", "race_exec_variable.c", "exec-stop", goal=15),
         Attack("race_exec_pointer", "race_exec_pointer.c", "exec-stop", goal=50),
+        Attack("race_loader", "race_loader.c", "loader-name", goal=5),
     ]
 
 

@@ -126,6 +126,13 @@ def _loader() -> None:
     _replace(programs, "_LOADER", re.compile("(?!)"))
 
 
+def _loader_name() -> None:
+    def harmless(*_: object) -> bool:
+        return True
+
+    _replace(programs, "_only_lists", harmless)
+
+
 def _variables() -> None:
     def nothing(*_: object) -> tuple[str, ...]:
         return ()
@@ -171,6 +178,7 @@ DEFENCES = {
     "ioctls": _ioctls,  # the list of requests of ioctl(2), and the refusals by argument
     "exec-stop": _exec_stop,  # the comparison of the new image with what was approved
     "loader": _loader,  # judging a loader as the program that it loads
+    "loader-name": _loader_name,  # that a loader is given the name that was judged, without links
     "variables": _variables,  # what a policy forbids and pins of a program's environment
     "loader-code": _loader_code,  # that no program is started with an auditor in its loader
     "closing": _closing,  # closing inherited descriptors
