@@ -57,7 +57,7 @@ _SECRET_ELSEWHERE = (
 _NO_SECRETS = ("{.,~}/**/{site-packages,dist-packages}/**/*.pem", "{.,~}/**/.env.{example,sample}")
 #: Written in the walls, run or obeyed outside: by git, by safeclaw, by a login shell.
 GUARDED = (
-    "{.git/config,.git/config.worktree,.git/hooks/**,.safeclaw/**}",
+    "{.git,.git/{config,config.worktree,commondir},.git/hooks/**,.safeclaw/**}",
     "~/{.gitconfig,.profile,.bashrc,.bash_profile,.zshrc,.zshenv,.config/{git,systemd}/**}",
 )
 _CREATE = "file.write.create"

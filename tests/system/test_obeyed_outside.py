@@ -1,0 +1,55 @@
+"""What git or a coding agent would run outside the walls later cannot be put there inside them."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.system.conftest import Person
+
+#: A second repository, whose settings have git start a program when it is asked for the status.
+PREPARE = r"""
+mkdir -p evil/objects evil/refs evil/hooks
+echo 'ref: refs/heads/main' >evil/HEAD
+printf '[core]\nrepositoryformatversion = 0\nfsmonitor = "touch ran; false"\n' >evil/config
+"""
+WIDE = """\
+version: "1.0"
+rules:
+  - {action: [file.read, file.write], path: "**", effect: allow}
+  - {action: shell.execute, command: "/usr/bin/* *", effect: allow}
+"""
+WAYS = {
+    "commondir": "echo ../evil >.git/commondir",
+    "link": "ln -s evil .git",
+    "file": "echo 'gitdir: evil' >.git",
+}
+
+
+@pytest.mark.parametrize("policy", ["wide.yaml", "default", "coding-agent"])
+@pytest.mark.parametrize("way", WAYS)
+def test_git_outside_is_not_led_to_settings_of_the_agents_own(
+    person: Person, policy: str, way: str
+) -> None:
+    (person.base / "wide.yaml").write_text(WIDE)
+    chosen = str(person.base / policy) if policy == "wide.yaml" else policy
+    if way == "commondir":
+        made = person.finish(person.start(["git", "init", "-q"], person.workspace))
+        assert made.returncode == 0, made.stderr
+    person.safeclaw("run", "-q", "--policy", chosen, "--", "sh", "-c", PREPARE + WAYS[way])
+    assert (person.workspace / "evil/config").is_file()
+    person.finish(person.start(["git", "status"], person.workspace))
+    assert (person.workspace / "ran").exists() is (policy == "wide.yaml")
+
+
+@pytest.mark.parametrize("policy", ["wide.yaml", "claude-code", "codex"])
+@pytest.mark.parametrize("name", [".claude", ".codex"])
+def test_a_coding_agents_directory_is_not_a_link_to_another(
+    person: Person, policy: str, name: str
+) -> None:
+    (person.base / "wide.yaml").write_text(WIDE)
+    chosen = str(person.base / policy) if policy == "wide.yaml" else policy
+    script = f"mkdir own; echo {{}} >own/settings.json; ln -s own {name}"
+    person.safeclaw("run", "-q", "--policy", chosen, "--", "sh", "-c", script)
+    held = (policy, name) in (("claude-code", ".claude"), ("codex", ".codex"))
+    assert (person.workspace / "own/settings.json").is_file()
+    assert (person.workspace / name / "settings.json").exists() is not held
