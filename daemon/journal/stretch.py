@@ -89,7 +89,7 @@ def walk_segment(
 
 def walk_alone(segment: Segment) -> Stretch | None:
     """Walk a segment from what its first record says; None when that is not all it takes."""
-    walk = Walk([], [], None)
+    walk = Walk([], None)
     states: list[State] = []
 
     def opened() -> bool:

@@ -75,10 +75,10 @@ def verify(
     """
     given = [public_key] if isinstance(public_key, PublicKey) else list(public_key or ())
     copied = Copied(heard) if heard is not None else None
-    walk = Walk(given, _ring(directory), copied)
+    walk = Walk(given, copied)
     for attempt in range(_RETRIES if heard is None else 1):
         if attempt:
-            walk = Walk(given, _ring(directory), None)
+            walk = Walk(given, None)
         found = _segments(directory)
         with contextlib.suppress(StopError):
             _walk(walk, directory, Claims(checkpoints, cosigners), Pace(progress, jobs))
@@ -123,7 +123,8 @@ def _walk(
     pace: Pace,
 ) -> None:
     report = walk.report
-    # The order matters beside a live writer: first what it signed, then how far it got.
+    # The order matters beside a live writer: first what it signed, then how far it got, then
+    # its keys.  A key is in the keyring before the segments are pruned that say where it is from.
     latest: str | None = None
     try:
         live = files.is_locked(directory)
@@ -131,6 +132,7 @@ def _walk(
         if path.exists():
             latest = path.read_bytes().decode()  # a \r is not taken for a \n
         found = [(number, path, path.stat().st_size) for number, path in files.segments(directory)]
+        walk.ring = _ring(directory)
     except UnicodeDecodeError as error:
         raise walk.stop("not a signed note", segment=files.CHECKPOINT) from error
     except OSError as error:

@@ -86,13 +86,12 @@ class Walk:
     def __init__(
         self,
         given: list[PublicKey],
-        ring: list[PublicKey],
         copied: Copied | None,
     ) -> None:
         self.report = Report()
         self.copied = copied  # by journald
         self.given = given
-        self.ring = ring  # as certified by the keyring beside the chain
+        self.ring: list[PublicKey] = []  # as certified by the keyring beside the chain
         self.keys: list[PublicKey] = []  # of the epochs, as the chain shows them
         self.whole_ring = False  # whether ``keys`` begins with the genesis key
         self.claims: list[Claim] = []

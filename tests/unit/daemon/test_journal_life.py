@@ -314,3 +314,29 @@ def test_a_key_that_cannot_be_rolled_stops_nothing(tmp_path: Path, host: Host) -
         journal.commit()
         (tmp_path / "away").rename(tmp_path / "keys")
     assert intact(directory).epochs == 1
+
+
+def test_a_key_that_is_rolled_beside_a_verification_is_no_false_alarm(
+    tmp_path: Path, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "journal"
+    whole = files.segments
+    with host.open(directory) as journal:
+        journal.roll_key()
+        journal.commit()
+
+        def meanwhile(place: Path) -> list[tuple[int, Path]]:
+            """Roll the key and prune all that it did not sign, just before the files are listed."""
+            monkeypatch.setattr(files, "segments", whole)
+            journal.roll_key()
+            for day in range(3):
+                host.passes(DAY)
+                journal.append(decision(day))
+            journal.commit()
+            assert journal.prune(1, override=True) > 0
+            journal.commit()
+            return whole(place)
+
+        monkeypatch.setattr(files, "segments", meanwhile)
+        assert intact(directory).epochs == 3
+    assert files.segments(directory)[0][0] > 1
