@@ -58,18 +58,30 @@ class Host:
         self.wall_ns = 1_780_000_000 * 10**9
         self.boot_ns = 5 * 10**9
         self.boot = 0
+        self._pause = (-1, 0)
         clock = SimpleNamespace(
             **{name: getattr(time, name) for name in dir(time) if not name.startswith("_")}
         )
-        clock.time_ns = lambda: self.wall_ns
+        clock.time_ns = lambda: self._look(self.wall_ns)
         clock.monotonic_ns = lambda: self.boot_ns
 
         def clock_gettime_ns(_clock: int) -> int:
-            return self.boot_ns
+            return self._look(self.boot_ns)
 
         clock.clock_gettime_ns = clock_gettime_ns
         for module in (journal, tip, upkeep):
             monkeypatch.setattr(module, "time", clock)
+
+    def _look(self, clock: int) -> int:
+        looks, nanoseconds = self._pause
+        self._pause = (looks - 1, nanoseconds)
+        if looks == 0:
+            self.passes(nanoseconds)
+        return clock
+
+    def passes_at_look(self, looks: int, nanoseconds: int) -> None:
+        """Let time pass right after the next look at a clock, or after ``looks`` more."""
+        self._pause = (looks, nanoseconds)
 
     def passes(self, nanoseconds: int) -> None:
         """Let time pass on every clock."""

@@ -19,6 +19,8 @@ from safeclaw.daemon.journal.store import Batch
 
 #: A wall clock that moves against the boot clock by more than this is a step.
 STEP_US: Final = 1_000_000
+#: Two clocks are of one moment when they were read within so many nanoseconds.
+_APART_NS: Final = 50_000_000
 
 
 class Tip:
@@ -33,6 +35,7 @@ class Tip:
         self._second: int = -1
         self._second_text = ""
         self._clock_offset: int | None = None
+        self._moment = _moment()
 
     def append(self, entry: Entry) -> int:
         """Append a record and return its number.  RecordError: it has no canonical form."""
@@ -101,18 +104,22 @@ class Tip:
         )
 
     def now(self) -> tuple[str, int]:
-        """Return the time as a record has it, and CLOCK_BOOTTIME in microseconds."""
-        second, micro = divmod(time.time_ns() // 1000, 1_000_000)
+        """Return the time as a record has it, and CLOCK_BOOTTIME, in microseconds.
+
+        It is what :meth:`watch_clock` has seen last: a step that it has not seen is in no record.
+        """
+        wall, boottime = self._moment
+        second, micro = divmod(wall, 1_000_000)
         if second != self._second:
             self._second = second
             self._second_text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        boottime = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
         return f"{self._second_text}.{micro:06}Z", boottime
 
     def watch_clock(self) -> None:
-        """Record it when the wall clock was set since the last time."""
-        boottime = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
-        offset = time.time_ns() // 1000 - boottime
+        """Look at the clocks, and record it when the wall clock was set since the last time."""
+        self._moment = _moment()
+        wall, boottime = self._moment
+        offset = wall - boottime
         known = self._clock_offset
         self._clock_offset = offset
         if known is not None and abs(offset - known) > STEP_US:
@@ -124,3 +131,18 @@ class Tip:
         if last is not None and last.boot_id == self._boot_id:
             wall_us = int(retention.moment(last.ts).timestamp() * 1e6)
             self._clock_offset = wall_us - last.boottime_us
+
+
+def _moment() -> tuple[int, int]:
+    """Return the wall clock and CLOCK_BOOTTIME, of one moment, in microseconds.
+
+    A process that is stopped between two readings, or a machine that sleeps, has clocks that do
+    not belong together; to a verifier they would be a time that cannot be.
+    """
+    boottime = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    while True:
+        before = boottime
+        wall = time.time_ns()
+        boottime = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        if boottime - before < _APART_NS:
+            return wall // 1000, boottime // 1000

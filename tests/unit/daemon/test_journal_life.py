@@ -340,3 +340,16 @@ def test_a_key_that_is_rolled_beside_a_verification_is_no_false_alarm(
         monkeypatch.setattr(files, "segments", meanwhile)
         assert intact(directory).epochs == 3
     assert files.segments(directory)[0][0] > 1
+
+
+def test_a_writer_that_is_stopped_between_two_clocks_writes_no_impossible_time(
+    tmp_path: Path, host: Host
+) -> None:
+    directory = tmp_path / "journal"
+    with host.open(directory) as journal:
+        for number in range(4):
+            host.passes_at_look(number, DAY)
+            journal.append(decision(number))
+    report = intact(directory)
+    assert "clock_step" not in types(directory)
+    assert report.records > 4
