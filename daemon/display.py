@@ -13,6 +13,10 @@ import select
 from safeclaw.policies.model import Attempt, Verdict, describe, printable
 
 _LONGEST = 300
+#: ECMA-48: no attributes, US ASCII for letters, the cursor seen, a line that is empty.
+PLAIN = "\x1b[0m\x0f\x1b(B\x1b[?25h\r\x1b[K"
+#: The same after an agent has ended, on the screen that was there before it.
+_LAST = "\x1b[?1047l" + PLAIN
 
 
 def denial_line(
@@ -35,13 +39,16 @@ def denial_line(
     return text
 
 
-def tell(text: str, *, patient: bool = True) -> None:
+def tell(text: str, *, patient: bool = True, last: bool = False) -> None:
     """Write whole lines to stderr, at once, so that they do not mix with the agent's.
 
+    ``last`` undoes what an agent that has ended did to the terminal: it could hide them.
     Where nobody reads them, ``patient`` waits; else they are lost: whoever calls this in the
     middle of an attempt is who answers the agent.
     """
     with contextlib.suppress(OSError):
+        if last and os.isatty(2):
+            text = _LAST + text
         data = (text + "\n").encode("utf-8", "backslashreplace")
         if patient or (len(data) <= select.PIPE_BUF and _has_room(2)):
             os.write(2, data)

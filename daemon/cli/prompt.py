@@ -23,8 +23,6 @@ _one_at_a_time = threading.Lock()
 _shown: set[str] = set()
 #: Longer ones, in characters, are answered where they can be read at leisure.
 _LONGEST = 1000
-#: ECMA-48: no attributes, US ASCII for letters, the cursor seen, a line that is empty.
-_PLAIN = "\x1b[0m\x0f\x1b(B\x1b[?25h\r\x1b[K"
 _CHOICES = {
     "y": ("once", "approve"),
     "yes": ("once", "approve"),
@@ -71,7 +69,7 @@ def _ask(tty: int, asked: protocol.Asked, attempt: Attempt, client: Client) -> N
             with contextlib.suppress(termios.error):
                 termios.tcflush(terminal.fileno(), termios.TCIFLUSH)
             try:
-                terminal.write((_PLAIN + line + "[y]es once, [s]ession, [n]o: ").encode())
+                terminal.write((display.PLAIN + line + "[y]es once, [s]ession, [n]o: ").encode())
                 said = terminal.readline().decode("utf-8", "replace").strip().lower()
             except OSError:
                 return

@@ -242,7 +242,8 @@ class _Run:
                 what = "attempts that would be denied" if self._observe else "attempts denied"
                 display.tell(
                     f"safeclaw: {what}: {gate.denials}; "
-                    f"safeclaw audit show --session {printable(lease.session)} --decision deny"
+                    f"safeclaw audit show --session {printable(lease.session)} --decision deny",
+                    last=True,
                 )
 
     def _command(self) -> tuple[str, ...]:

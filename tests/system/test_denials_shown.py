@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 
 import pytest
 
@@ -31,3 +32,14 @@ def test_quiet_keeps_denials_off_the_screen_and_counts_them(person: Person, word
 
     nothing = person.safeclaw("run", word, "--", "true")
     assert (nothing.returncode, nothing.stderr) == (0, "")
+
+
+def test_an_agent_that_hides_its_letters_does_not_hide_the_number(person: Person) -> None:
+    person.write("secrets/token", "secret\n")
+    person.write("agent.sh", "cat secrets/token; printf '\\033[8m\\033[?1049h'\n")
+    command = shlex.join(person.command("run", "-q", "--", "sh", "agent.sh"))
+    done = person.finish(person.start(["script", "-qefc", command, "/dev/null"], person.workspace))
+    hidden = done.stdout.index("\x1b[8m\x1b[?1049h")
+    shown = done.stdout.index("safeclaw: attempts denied: 1;")
+    between = done.stdout[hidden:shown]
+    assert between.endswith("\x1b[?1047l\x1b[0m\x0f\x1b(B\x1b[?25h\r\x1b[K")
