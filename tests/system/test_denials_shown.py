@@ -41,5 +41,5 @@ def test_an_agent_that_hides_its_letters_does_not_hide_the_number(person: Person
     done = person.finish(person.start(["script", "-qefc", command, "/dev/null"], person.workspace))
     hidden = done.stdout.index("\x1b[8m\x1b[?1049h")
     shown = done.stdout.index("safeclaw: attempts denied: 1;")
-    between = done.stdout[hidden:shown]
-    assert between.endswith("\x1b[?1047l\x1b[0m\x0f\x1b(B\x1b[?25h\r\x1b[K")
+    between = done.stdout[hidden:shown]  # read as text: \r is \n
+    assert between.endswith("\x1b[?1047l\x1b[0m\x0f\x1b(B\x1b[?25h\n\x1b[K")
