@@ -271,6 +271,8 @@ def verify(
         ):
             for line in lines:
                 click.echo(f"  {heading}: {safe(line)}")
-        if not directory.is_dir():
-            click.echo("hint: --state DIR is the directory that holds journal/ and keys/", err=True)
+        with contextlib.suppress(PermissionError):  # which the finding says
+            if not directory.is_dir():
+                hint = "hint: --state DIR is the directory that holds journal/ and keys/"
+                click.echo(hint, err=True)
     ctx.exit(report.exit_status)
