@@ -23,7 +23,6 @@ _TOOLS = ("systemd-nspawn", "debootstrap", "dpkg-buildpackage", "dh", "scdoc", "
 _SOURCES = ("daemon", "sandbox", "policies", "src", "packaging", "systemd", "docs", "examples")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip what needs root or tools that are not there, and say so."""
     here = Path(__file__).parent
@@ -37,8 +36,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if here in item.path.parents:
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(600))
-            # the tests of a module share a machine
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
             if reason:
                 item.add_marker(pytest.mark.skip(reason=reason))
 

@@ -56,15 +56,6 @@ class Outcome:
     said: str
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep what is mounted in one prison in one process: its attacks share sessions."""
-    for item in items:
-        if isinstance(item, pytest.Function) and "prison" in item.fixturenames:
-            which = item.callspec.params["prison"]
-            item.add_marker(pytest.mark.xdist_group(f"prison {which}"))
-
-
 @pytest.fixture(scope="session")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with every attack, and the programs it wants to run, compiled."""

@@ -32,15 +32,6 @@ ORDINARY = "safeclaw-test"
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep these in one process: some look at what is true of the whole machine."""
-    here = Path(__file__).parent
-    for item in items:
-        if here in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("system"))
-
-
 class Person:
     """Somebody who runs safeclaw in a workspace of their own."""
 

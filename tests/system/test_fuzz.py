@@ -29,9 +29,10 @@ rules:
   - {{action: [file, network], path: "**", effect: allow}}
   - {{action: shell.execute, command: "*", effect: allow}}
 """
-#: Between two rounds the supervisor holds one waiting call, and remembers at most 128 callers.
+#: Between two rounds the supervisor holds one waiting call, and remembers at most 128 callers.  On
+#: a busy machine some threads have not seen yet that their callers are gone.
 DESCRIPTORS_MAX = 192
-THREADS_MAX = 12
+THREADS_MAX = 24
 #: What the supervisor may come to remember of paths, in KiB.
 GROWTH_MAX = 160 * 1024
 #: trinity starts no child where it cannot have every kind of socket and perf's descriptors, and
