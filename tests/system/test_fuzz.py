@@ -9,6 +9,7 @@ with a seed of its own each time; the seed is printed, and SAFECLAW_FUZZ_SEED re
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -70,11 +71,14 @@ class Look:
 
 
 def look(pid: int) -> Look:
-    """Return what a process holds now: counts, and KiB (proc_pid_status(5))."""
+    """Return what a process holds now: counts, and KiB (proc_pid_status(5)).
+
+    The supervisor is not dumpable: only root can count its descriptors.
+    """
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     fields = dict(line.split(":", 1) for line in lines)
     return Look(
-        len(os.listdir(f"/proc/{pid}/fd")),
+        len(os.listdir(f"/proc/{pid}/fd")) if os.geteuid() == 0 else 0,
         int(fields["Threads"]),
         int(fields["VmRSS"].split()[0]),
     )
@@ -148,7 +152,8 @@ def campaign(person: Person, command: list[str], rounds: int, effect: str = "den
         *("run", "--policy", str(policy), "--", *words), redirect=f"2>{person.base}/said"
     )
     looks: list[Look] = []
-    with running:
+    with running, contextlib.ExitStack() as failed:
+        failed.callback(running.kill)  # leaving the block waits for it
         assert running.stdout is not None
         for line in running.stdout:
             # anything else is from a program that chance has started
@@ -158,6 +163,7 @@ def campaign(person: Person, command: list[str], rounds: int, effect: str = "den
                 with (person.workspace / "go").open("w") as go:
                     go.write("x")
         status = running.wait(timeout=60)
+        failed.pop_all()
     said = (person.base / "said").read_text(errors="replace")
     ours = [line for line in said.splitlines() if line.startswith("safeclaw: ")]
     assert status == 0, ours[-5:]
