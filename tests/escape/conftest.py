@@ -28,7 +28,7 @@ from pathlib import Path
 import pytest
 
 from tests.escape.corpus import ATTACKS, POLICY, Attack
-from tests.escape.stages import STAGES, Look
+from tests.escape.stages import ROOT_STAGES, STAGES, Look
 from tests.system.conftest import SLOWNESS, options_here, ordinary_user, shared_tree
 
 __all__ = ["ordinary_user", "shared_tree"]
@@ -103,8 +103,13 @@ class Prison:
 
     @property
     def attacks(self) -> list[Attack]:
-        """Those that can work for this person without the defence."""
-        return [one for one in ATTACKS if self.name == "root" or not one.root_only]
+        """Those that can work for this person without the defence, and be made ready here."""
+        return [
+            one
+            for one in ATTACKS
+            if (self.name == "root" or not one.root_only)
+            and (os.geteuid() == 0 or one.source not in ROOT_STAGES)
+        ]
 
     @functools.cache  # noqa: B019 - one for the whole session
     def controls(self, defence: str, alone: str = "") -> dict[str, Outcome]:

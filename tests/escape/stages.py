@@ -172,3 +172,5 @@ STAGES: dict[str, Callable[[Path, str, int, contextlib.ExitStack], Look]] = {
     "xattr_names.py": _attributes,
     "new_calls.c": _attributes,
 }
+#: Sources of attacks that only root can make ready: a program of another user's.
+ROOT_STAGES = frozenset({"set_user_id.c"})

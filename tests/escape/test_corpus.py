@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from tests.escape import summary
 from tests.escape.conftest import Prison
 from tests.escape.corpus import ATTACKS, Attack
+from tests.escape.stages import ROOT_STAGES
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
 def test_the_attack_works_without_its_defence_and_fails_with_it(
     prison: Prison, attack: Attack, record_property: summary.Property
 ) -> None:
+    if os.geteuid() != 0 and attack.source in ROOT_STAGES:
+        pytest.skip("not root: what it attacks with could not be made")
     if attack not in prison.attacks:
         assert prison.name != "root"  # it works for nobody but root, so there is nothing to hold
         return
