@@ -271,7 +271,8 @@ def test_a_broker_that_does_not_come_back_stops_the_agent(making: Making, member
         pace.gone()
         assert running.wait(60) in KILLED
         _, said = running.communicate()
-    assert "is not back after 0.2 s" in said
+    # the second where a busy machine has the time pass while it still tries
+    assert "is not back after 0.2 s" in said or "no broker is there any more" in said
     broker.start()
     # nobody speaks for it any more: the next broker closes it, when its time is over
     assert broker.verify().returncode == 0
