@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -32,6 +33,29 @@ class Attack:
     machine: str = ""
 
 
+def _each(
+    prefix: str,
+    source: str,
+    defence: str,
+    words: Iterable[str],
+    *,
+    root_only: bool = False,
+    supervisor: bool = False,
+) -> list[Attack]:
+    """Return the attacks of one program, which takes the word that tells them apart."""
+    return [
+        Attack(
+            f"{prefix}_{word}",
+            source,
+            defence,
+            word=word,
+            root_only=root_only,
+            supervisor=supervisor,
+        )
+        for word in words
+    ]
+
+
 def _files() -> list[Attack]:
     by_verdict = (
         *("symlink", "dotdot", "hard_link", "link_descriptor", "rename_out", "rename_parent"),
@@ -40,10 +64,12 @@ def _files() -> list[Attack]:
         *("wrappers", "shebang", "descriptor_exec", "short_way"),
         *("xattr_value", "xattr_names", "inotify_names"),
     )
-    others = ("victim_memory", "tmp_names", "shm_names", "system_v", "message_queue", "core_limit")
+    others = ("victim_memory", "system_v", "message_queue", "core_limit")
     return [
         *(Attack(name, f"{name}.py", "verdict") for name in by_verdict),
         *(Attack(name, f"{name}.py", "outside") for name in others),
+        Attack("tmp_names", "kept_names.py", "outside", word="/tmp"),
+        Attack("shm_names", "kept_names.py", "outside", word="/dev/shm"),
         Attack("new_calls", "new_calls.c", "outside"),
         Attack("set_user_id", "set_user_id.c", "outside"),
         Attack("inode_version", "inode_version.py", "ioctls"),
@@ -91,28 +117,15 @@ def _races() -> list[Attack]:
 
 
 def _variables() -> list[Attack]:
-    ways = (
-        *("given", "env", "shell", "script", "descriptor", "loader"),
-        *("preload", "loader-preload", "audit", "loader-audit"),
-    )
-    found = [
-        Attack(
-            f"variable_{way}",
-            "forbidden_variable.py",
-            "loader-code" if way.endswith("audit") else "variables",
-            word=way,
-        )
-        for way in ways
+    forbidden = "forbidden_variable.py"
+    ways = ("given", "env", "shell", "script", "descriptor", "loader", "preload", "loader-preload")
+    audits = ("audit", "loader-audit")
+    return [
+        *_each("variable", forbidden, "variables", ways),
+        *_each("variable", forbidden, "loader-code", audits),
+        *_each("pinned", "pinned_variable.py", "variables", ("changed", "absent", "cleared")),
+        *_each("pinned", "pinned_twice.c", "variables", ("first", "last")),
     ]
-    found += [
-        Attack(f"pinned_{way}", "pinned_variable.py", "variables", word=way)
-        for way in ("changed", "absent", "cleared")
-    ]
-    found += [
-        Attack(f"pinned_{way}", "pinned_twice.c", "variables", word=way)
-        for way in ("first", "last")
-    ]
-    return found
 
 
 def _calls() -> list[Attack]:
@@ -125,16 +138,14 @@ def _calls() -> list[Attack]:
         *("open_tree", "mptcp-socket", "netlink-audit", "vsock"),
     )
     root = ("chroot", "fsopen", "setns", "bpf", "mknod-device", "raw-socket", "packet-socket")
-    found = [Attack(f"call_{name}", "refused_call.c", "outside", word=name) for name in anybody]
-    found += [
-        Attack(f"call_{name}", "refused_call.c", "outside", word=name, root_only=True)
-        for name in root
+    source = "refused_call.c"
+    return [
+        *_each("call", source, "outside", anybody),
+        *_each("call", source, "outside", root, root_only=True),
+        Attack("call_modify_ldt", source, "outside", word="modify_ldt", machine="x86_64"),
+        # the argument's high half is not the kernel's, and must not be the filter's
+        Attack("call_ioctl", source, "ioctls", word="high-bits-ioctl"),
     ]
-    found += [
-        Attack("call_modify_ldt", "refused_call.c", "outside", word="modify_ldt", machine="x86_64")
-    ]
-    # the argument's high half is not the kernel's, and must not be the filter's
-    return [*found, Attack("call_ioctl", "refused_call.c", "ioctls", word="high-bits-ioctl")]
 
 
 def _victims() -> list[Attack]:
@@ -142,25 +153,18 @@ def _victims() -> list[Attack]:
         *("kill", "kill-group", "tkill", "tgkill", "sigqueue", "pidfd", "sigio", "prlimit"),
         *("priority", "io-priority", "scheduler", "affinity", "robust-list", "move-pages"),
     )
-    return [Attack(f"victim_{way}", "victim.c", "outside", word=way) for way in ways]
+    return _each("victim", "victim.c", "outside", ways)
 
 
 def _sessions() -> list[Attack]:
-    ways = ("kill", "trace", "copy", "memory", "descriptor")
-    found = [Attack(f"other_agent_{way}", "other_session.c", "outside", word=way) for way in ways]
-    # a supervisor is not dumpable: but for signals it is root's alone already outside
-    found += [
-        Attack(
-            f"other_supervisor_{way}",
-            "other_session.c",
-            "outside",
-            word=way,
-            root_only=way != "kill",
-            supervisor=True,
-        )
-        for way in ways
+    agent, supervisor, source = "other_agent", "other_supervisor", "other_session.c"
+    ways = ("trace", "copy", "memory", "descriptor")
+    return [
+        *_each(agent, source, "outside", ("kill", *ways)),
+        # a supervisor is not dumpable: but for signals it is root's alone already outside
+        *_each(supervisor, source, "outside", ("kill",), supervisor=True),
+        *_each(supervisor, source, "outside", ways, root_only=True, supervisor=True),
     ]
-    return found
 
 
 #: The attacks on every machine.

@@ -92,21 +92,20 @@ def _victim(area: Path, token: str, uid: int, stack: contextlib.ExitStack) -> Lo
     return look
 
 
-def _words_in(place: str) -> Callable[[Path, str, int, contextlib.ExitStack], Look]:
-    def stage(area: Path, token: str, uid: int, stack: contextlib.ExitStack) -> Look:
-        path = Path(place) / f"theirs-{hashlib.sha256(str(area).encode()).hexdigest()[:16]}"
+def _kept_names(area: Path, token: str, uid: int, stack: contextlib.ExitStack) -> Look:
+    """Make a file with the words where programs keep theirs."""
+    name = f"theirs-{hashlib.sha256(str(area).encode()).hexdigest()[:16]}"
+    paths = (Path("/tmp", name), Path("/dev/shm", name))
+    for path in paths:
         path.write_text(token)
         os.chown(path, uid, -1)
         stack.callback(path.unlink, missing_ok=True)
-        (area / "name").write_text(path.name)
+    (area / "name").write_text(name)
 
-        def look() -> list[str]:
-            kept = path.exists() and path.read_text() == token and path.stat().st_nlink == 1
-            return [] if kept else [f"{place}: the file is not what it was"]
+    def kept(path: Path) -> bool:
+        return path.exists() and path.read_text() == token and path.stat().st_nlink == 1
 
-        return look
-
-    return stage
+    return lambda: [f"{path}: not what it was" for path in paths if not kept(path)]
 
 
 def _system_v(area: Path, token: str, uid: int, stack: contextlib.ExitStack) -> Look:
@@ -163,8 +162,7 @@ STAGES: dict[str, Callable[[Path, str, int, contextlib.ExitStack], Look]] = {
     "other_terminal.py": _other_terminal,
     "victim.c": _victim,
     "victim_memory.py": _victim,
-    "tmp_names.py": _words_in("/tmp"),
-    "shm_names.py": _words_in("/dev/shm"),
+    "kept_names.py": _kept_names,
     "system_v.py": _system_v,
     "message_queue.py": _message_queue,
     "set_user_id.c": _set_user_id,

@@ -32,8 +32,19 @@ static inline int won(int done) {
     return 0;
 }
 
-/* A race: `try_once` is 1 for a win.  Bounded by counts, never by time. */
-static inline int race(char **argv, int (*try_once)(void)) {
+/* Does the file hold what is to be stolen?  It is closed. */
+static inline int stolen(int fd) {
+    char data[5];
+    int whole = read(fd, data, 5) == 5;
+    close(fd);
+    return whole && !memcmp(data, "token", 5);
+}
+
+/* A race: `try_once` is 1 for a win, while a second thread does `change` for ever (0: none).
+ * Bounded by counts, never by time. */
+static inline int race(char **argv, void *(*change)(void *), int (*try_once)(void)) {
+    pthread_t thread;
+    if (change && pthread_create(&thread, 0, change, 0)) return 1;
     long goal = atol(argv[2]), most = atol(argv[3]), wins = 0, tries = 0;
     while ((!goal || wins < goal) && (!most || tries < most)) {
         wins += try_once();

@@ -17,9 +17,7 @@ static int try_once(void) {
     return bound && !stat(planted, &info);
 }
 int main(int argc, char **argv) {
-    pthread_t thread;
     (void)argc;
     if (mkdir("src/d", 0755) || symlink("../secrets", "src/e")) return 1;
-    pthread_create(&thread, 0, swap, 0);
-    return race(argv, try_once);
+    return race(argv, swap, try_once);
 }

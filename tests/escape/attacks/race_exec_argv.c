@@ -1,7 +1,6 @@
 /* A thread that is not the leader runs a program while another rewrites an argument. */
-#include "attack.h"
+#include "exec.h"
 static volatile char word[] = "a";
-static int out[2];
 static void *flip(void *unused) {
     for (;;) word[0] ^= 'a' ^ 'd';
     return unused;
@@ -13,20 +12,9 @@ static void *run(void *unused) {
     return unused;
 }
 static int try_once(void) {
-    char data[64] = "";
-    pid_t child = fork();
-    if (!child) {
-        pthread_t threads[2];
-        dup2(out[1], 1);
-        pthread_create(&threads[0], 0, flip, 0);
-        pthread_create(&threads[1], 0, run, 0);
-        for (;;) pause();
-    }
-    waitpid(child, 0, 0);
-    return read(out[0], data, sizeof data) > 0 && strstr(data, "denied argument");
+    return wrote(in_threads(flip, run), "denied argument");
 }
 int main(int argc, char **argv) {
     (void)argc;
-    if (pipe2(out, O_NONBLOCK | O_CLOEXEC)) return 1;
-    return race(argv, try_once);
+    return race_to_run(argv, 0, try_once);
 }

@@ -1,7 +1,6 @@
 /* A variable that has other code run in a program is put in after the environment was judged. */
-#include "attack.h"
+#include "exec.h"
 static volatile char variable[] = "XD_AUDIT=bin/audit.so";
-static int out[2];
 static void *flip(void *unused) {
     for (;;) variable[0] ^= 'X' ^ 'L';
     return unused;
@@ -13,20 +12,9 @@ static void *run(void *unused) {
     return unused;
 }
 static int try_once(void) {
-    char data[64] = "";
-    pid_t child = fork();
-    if (!child) {
-        pthread_t threads[2];
-        dup2(out[1], 1);
-        pthread_create(&threads[0], 0, flip, 0);
-        pthread_create(&threads[1], 0, run, 0);
-        for (;;) pause();
-    }
-    waitpid(child, 0, 0);
-    return read(out[0], data, sizeof data) > 0 && strstr(data, "other code");
+    return wrote(in_threads(flip, run), "other code");
 }
 int main(int argc, char **argv) {
     (void)argc;
-    if (pipe2(out, O_NONBLOCK | O_CLOEXEC)) return 1;
-    return race(argv, try_once);
+    return race_to_run(argv, 0, try_once);
 }

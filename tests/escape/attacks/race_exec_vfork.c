@@ -1,13 +1,11 @@
 /* A vfork child, whose memory is its parent's, runs a program while a thread rewrites an argument. */
-#include "attack.h"
+#include "exec.h"
 static volatile char word[] = "a";
-static int out[2];
 static void *flip(void *unused) {
     for (;;) word[0] ^= 'a' ^ 'd';
     return unused;
 }
 static int try_once(void) {
-    char data[64] = "";
     pid_t child = fork();
     if (!child) {
         pthread_t thread;
@@ -21,11 +19,9 @@ static int try_once(void) {
         wait(0);
         _exit(0);
     }
-    waitpid(child, 0, 0);
-    return read(out[0], data, sizeof data) > 0 && strstr(data, "denied argument");
+    return wrote(child, "denied argument");
 }
 int main(int argc, char **argv) {
     (void)argc;
-    if (pipe2(out, O_NONBLOCK | O_CLOEXEC)) return 1;
-    return race(argv, try_once);
+    return race_to_run(argv, 0, try_once);
 }

