@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import resource
+import select
 import signal
 import socket
 import struct
@@ -73,8 +74,20 @@ class Session:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, asked)
 
-    def wait(self) -> int:
-        """Return the agent's exit status, 128+n for a signal; its last process has then gone."""
+    def wait(self, woken: int) -> int:
+        """Return the agent's exit status, 128+n for a signal; its last process has then gone.
+
+        Whenever ``woken`` can be read this thread comes round, and Python's signal handlers run.
+        """
+        ready = select.poll()
+        ready.register(self._pidfd, select.POLLIN)
+        ready.register(woken, select.POLLIN)
+        while all(fd != self._pidfd for fd, _ in ready.poll()):
+            os.read(woken, 4096)
+        return self.reap()
+
+    def reap(self) -> int:
+        """Wait without running signal handlers; else as :meth:`wait`."""
         _, ended = os.waitpid(self._init, 0)
         status = 128 + signal.SIGKILL
         if os.WIFEXITED(ended):
@@ -251,7 +264,7 @@ def _launch(
     failure = _read_all(said_read)
     if failure:
         session.kill()
-        session.wait()
+        session.reap()
         code, _, text = failure.partition(":")
         number = int(code) if code.isdigit() else 0
         # as env(1): what is not there, the program or its interpreter, is 127

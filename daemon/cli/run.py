@@ -203,6 +203,7 @@ class _Run:
         # Ctrl-C is for the agent, which is in the same terminal; its status is ours.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGQUIT, signal.SIG_IGN)
+        woken = self._pass_on()
         try:
             spec = launching.spec(
                 compiled,
@@ -224,10 +225,9 @@ class _Run:
             gc.enable()
             with self._kill_lock:
                 self._kill = session.kill
-            if gate.lost is not None or self._by_switch:
+            if gate.lost is not None or self._by_switch or self._signalled:
                 session.kill()
-            self._pass_on(session.kill)
-            status = session.wait()
+            status = session.wait(woken)
             reason = self._kill_reason or "the agent has ended"
             if self._signalled:
                 status = self._signalled
@@ -362,19 +362,26 @@ class _Run:
             else:
                 display.tell(f"safeclaw: {name}: {printable(str(value))}")
 
-    def _pass_on(self, kill: Callable[[], None]) -> None:
+    def _pass_on(self) -> int:
         """Let SIGTERM and SIGHUP end the agent, and the session in good order.
 
-        Not what was ignored when this was started: nohup(1).
+        Not what was ignored when this was started: nohup(1).  Return what can be read once one
+        of them has come: Python's handler waits for the main thread, and whatever blocks that is
+        not always interrupted (signal.set_wakeup_fd).
         """
 
         def stop(number: int, _: object) -> None:
             self._signalled = 128 + number
-            kill()
+            # not under the lock, which this thread may hold; launched meanwhile, run() looks
+            if self._kill is not None:
+                self._kill()
 
+        woken, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGHUP):
             if number not in self._ignored:
                 signal.signal(number, stop)
+        return woken
 
     def _in_force(self, *names: str) -> list[str]:
         """Return the policy files that the agent must not change."""

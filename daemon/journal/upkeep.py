@@ -42,6 +42,7 @@ class Upkeep:
         self._key: SigningKey | None = None
         self._segment_ns = tip.appended_ns
         self._rolling: str | None = None  # a certificate that is not on disk yet
+        self._pruning = False  # whether segments go, or are to go, behind a prune record
         #: When the latest checkpoint was appended, on the monotonic clock.
         self.checkpoint_ns = tip.appended_ns
         #: The checkpoint that the next commit is to put beside the chain.
@@ -150,16 +151,28 @@ class Upkeep:
     def prune(self, days: int, *, override: bool = False) -> int:
         """Record that the segments older than ``days`` go; return how many.
 
+        None, while those of the last such record have not all gone.
+
         Raises:
             JournalError: under 90 days without ``override``.
         """
+        if self._pruning:
+            # INVARIANT: one plan at a time.  The commit deletes beside this; a second plan, made
+            # of what is left halfway, would say that less had gone than the first one did.
+            return 0
         plan = retention.plan(self._directory, time.time_ns() / 1e9, days, override=override)
         if plan is None:
             return 0
         self._tip.watch_clock()
         self._tip.append(Entry(type=RecordType.PRUNE, detail=plan.detail))
         self.checkpoint()
-        self.afterwards.append(plan.carry_out)
+
+        def carry_out() -> None:
+            plan.carry_out()
+            self._pruning = False
+
+        self._pruning = True
+        self.afterwards.append(carry_out)
         return len(plan.paths)
 
     def _rotate(self) -> None:

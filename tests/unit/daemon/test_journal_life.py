@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from safeclaw.daemon.journal import files, keys, read, retention
 from safeclaw.daemon.journal.filter import Filter
 from safeclaw.daemon.journal.journal import Journal
 from safeclaw.daemon.journal.note import NoteError
+from safeclaw.daemon.journal.record import Record
 from safeclaw.daemon.journal.report import Report, Status
 from safeclaw.daemon.journal.verifier import verify
 from safeclaw.errors import JournalError, JournalFaultError
@@ -101,6 +103,51 @@ def test_a_crash_between_the_record_and_the_deletion_verifies(tmp_path: Path, ho
         for number in range(kept, 6):
             shutil.copy(segment(tmp_path / "before", number), segment(copy, number))
         intact(copy)
+
+
+def test_a_segment_that_ends_while_others_are_deleted_prunes_nothing(
+    tmp_path: Path, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "journal"
+    deleting, looked, halfway = threading.Event(), threading.Event(), threading.Event()
+    unlink, first_record = Path.unlink, retention.first_record
+
+    def slowly(path: Path, missing_ok: bool = False) -> None:
+        deleting.set()
+        assert looked.wait(10)
+        unlink(path, missing_ok)
+        if path == segment(directory, 3):
+            halfway.set()
+
+    def meanwhile(path: Path) -> Record | None:
+        found = first_record(path)
+        if path == segment(directory, 1):
+            looked.set()
+            assert halfway.wait(10)
+        return found
+
+    with host.open(directory) as journal:
+        for day in range(6):
+            journal.append(decision(day))
+            host.passes(DAY)
+        journal.commit()
+        journal.prune(1, override=True)
+        monkeypatch.setattr(Path, "unlink", slowly)
+        monkeypatch.setattr(retention, "first_record", meanwhile)
+        committing = threading.Thread(target=journal.commit)
+        committing.start()
+        assert deleting.wait(10)
+        assert journal.prune(1, override=True) == 0
+        looked.set()
+        committing.join()
+        journal.commit()
+        # and the next one is not kept from anything
+        for day in range(3):
+            host.passes(DAY)
+            journal.append(decision(day))
+            journal.commit()
+        assert journal.prune(1, override=True) > 0
+    intact(directory)
 
 
 def test_an_epoch_ends_with_the_old_key_erased(tmp_path: Path) -> None:
