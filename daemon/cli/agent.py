@@ -164,12 +164,8 @@ def rotate_key(name: str, overlap: int, lifetime: int, broker: str, as_json: boo
 def revoke(name: str, key: str | None, why: str, broker: str, as_json: bool) -> int:
     """Revoke keys."""
     found = asking.ask(broker, control.RevokeKey(name, key, why), 15.0)
-    if as_json:
-        asking.echo_json(found)
-    else:
-        keys, ended = ", ".join(found["keys"]), found["sessions"]
-        click.echo(f"{printable(name)}: revoked {keys}; {ended} sessions ended")
-    return 0
+    keys, ended = ", ".join(found["keys"]), found["sessions"]
+    return asking.tell(found, f"{printable(name)}: revoked {keys}; {ended} sessions ended", as_json)
 
 
 @agent_group.command(help="Revoke all keys and take the agent off the list.")
@@ -179,11 +175,9 @@ def revoke(name: str, key: str | None, why: str, broker: str, as_json: bool) -> 
 def remove(name: str, why: str, broker: str, as_json: bool) -> int:
     """Remove an agent."""
     found = asking.ask(broker, control.RemoveAgent(name, why), 15.0)
-    if as_json:
-        asking.echo_json(found)
-    else:
-        click.echo(f"{printable(name)}: removed; {found['sessions']} sessions ended")
-    return 0
+    return asking.tell(
+        found, f"{printable(name)}: removed; {found['sessions']} sessions ended", as_json
+    )
 
 
 @agent_group.command(name="set-policy", help="Give an agent another policy, from now on.")
@@ -193,8 +187,4 @@ def remove(name: str, why: str, broker: str, as_json: bool) -> int:
 def set_policy(name: str, policy: str, broker: str, as_json: bool) -> int:
     """Change an agent's policy."""
     found = asking.ask(broker, control.SetPolicy(name, policy))
-    if as_json:
-        asking.echo_json(found)
-    else:
-        click.echo(f"{printable(name)}: {printable(policy)}")
-    return 0
+    return asking.tell(found, f"{printable(name)}: {printable(policy)}", as_json)

@@ -69,11 +69,7 @@ def approve(
         raise UsageError("give --session or --for, not both")
     scope = "session" if session else "time" if seconds else "once"
     found = asking.ask(broker, control.Approve(approval, scope, seconds, why))
-    if as_json:
-        asking.echo_json(found)
-    else:
-        click.echo(f"{printable(approval)}: approved ({scope})")
-    return 0
+    return asking.tell(found, f"{printable(approval)}: approved ({scope})", as_json)
 
 
 @approvals_group.command(help="Say no.")
@@ -83,8 +79,4 @@ def approve(
 def deny(approval: str, why: str, broker: str, as_json: bool) -> int:
     """Refuse one question."""
     found = asking.ask(broker, control.Refuse(approval, why))
-    if as_json:
-        asking.echo_json(found)
-    else:
-        click.echo(f"{printable(approval)}: refused")
-    return 0
+    return asking.tell(found, f"{printable(approval)}: refused", as_json)

@@ -58,6 +58,15 @@ def echo_json(value: object) -> None:
     click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
+def tell(found: object, line: str, as_json: bool) -> int:
+    """Print what a broker has answered, or the line that says so to a person; return 0."""
+    if as_json:
+        echo_json(found)
+    else:
+        click.echo(line)
+    return 0
+
+
 def table(headings: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:
     """Print rows under headings, in columns as wide as they have to be; escaped."""
     cells = [[printable(str(cell)) for cell in row] for row in (headings, *rows)]

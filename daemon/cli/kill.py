@@ -35,9 +35,5 @@ def resume_command(name: str | None, everybody: bool, why: str, broker: str, as_
     """Lift the orders."""
     agent = _whom(name, everybody)
     found = asking.ask(broker, control.Resume(agent, why))
-    if as_json:
-        asking.echo_json(found)
-    else:
-        whom = "every agent" if agent is None else printable(agent)
-        click.echo(f"{whom} may run again")
-    return 0
+    whom = "every agent" if agent is None else printable(agent)
+    return asking.tell(found, f"{whom} may run again", as_json)

@@ -116,11 +116,7 @@ def approve_command(policy: str, sha256: str, why: str, broker: str, as_json: bo
 def refuse_command(policy: str, sha256: str, why: str, broker: str, as_json: bool) -> int:
     """Refuse one policy."""
     found = asking.ask(broker, control.RefusePolicy(policy, sha256.lower(), why))
-    if as_json:
-        asking.echo_json(found)
-    else:
-        click.echo(f"{printable(policy)}: refused; put the file right")
-    return 0
+    return asking.tell(found, f"{printable(policy)}: refused; put the file right", as_json)
 
 
 @click.command(name="text", help="Print a policy's file as it was, by its SHA-256.")

@@ -27,7 +27,7 @@ from safeclaw.daemon.journal.journal import Journal
 from safeclaw.errors import JournalFaultError
 from tests.journals import decision
 from tests.system.conftest import Person
-from tests.system.test_failures import at_work, broker_of, gone, recorded, whole
+from tests.system.work import at_work, broker_of, gone, recorded, whole
 
 _SHUTDOWN = 0x8004587D  # EXT4_IOC_SHUTDOWN, fs/ext4/ext4.h: _IOR('X', 125, __u32)
 _NO_LOG_FLUSH = struct.pack("I", 2)

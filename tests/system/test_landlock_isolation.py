@@ -18,8 +18,8 @@ import pytest
 from tests.system.conftest import Person, fields
 from tests.system.outside_world import EVIL, GOOD
 from tests.system.test_doctor import NO_NAMESPACES, behind
-from tests.system.test_failures import at_work, broker_of, gone, recorded, whole
 from tests.system.test_network import TRY, Outside, outside, run
+from tests.system.work import at_work, broker_of, gone, recorded, supervisor_killed, whole
 
 __all__ = ["outside"]
 
@@ -82,17 +82,7 @@ def test_full_isolation_is_missing_nothing(person: Person) -> None:
 
 
 def test_a_killed_supervisor_takes_every_process_along(person: Person) -> None:
-    with at_work(person, *LANDLOCK) as work, broker_of(person) as broker:
-        work.process.kill()
-        work.over()
-        made = work.made()
-        assert work.ended().returncode == -signal.SIGKILL
-        gone(broker)
-    assert made <= recorded(person)
-    (end,) = person.records("--type", "session_end")
-    assert end["reason"] == "the supervisor has gone"
-    whole(person)
-    assert work.made() == made
+    supervisor_killed(person, *LANDLOCK)
 
 
 def test_a_killed_broker_stops_every_process(person: Person) -> None:

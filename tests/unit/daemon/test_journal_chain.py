@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safeclaw.daemon.journal import Entry, Journal, PolicyRef, RecordType, files, read, verifier
+from safeclaw.daemon.journal import Entry, Journal, RecordType, files, read, verifier
 from safeclaw.daemon.journal.filter import Filter
 from safeclaw.daemon.journal.merkle import Frontier, leaf_hash, node_hash
 from safeclaw.daemon.journal.note import NoteError, PublicKey, SigningKey, open_note
@@ -22,29 +22,7 @@ from safeclaw.daemon.journal.record import Record, RecordError, decode, encode
 from safeclaw.daemon.journal.report import Finding, Report, Status
 from safeclaw.daemon.journal.verifier import verify
 from safeclaw.errors import JournalError, JournalFaultError
-
-POLICY = PolicyRef(name="default", sha256="ab" * 32, version="1.0")
-
-
-def decision(number: int, *, effect: str = "allow") -> Entry:
-    return Entry(
-        type=RecordType.DECISION,
-        session="s-1",
-        agent="tester",
-        attempt=number,
-        pid=7,
-        uid=1000,
-        exe="/usr/bin/python3",
-        action="file.read",
-        target={"path": f"/work/file-{number}"},
-        fingerprint="cd" * 32,
-        decision=effect,
-        rule="default:1",
-        reason="because",
-        policy=POLICY,
-        enforced_by="openat",
-        latency_ns=12_345,
-    )
+from tests.journals import POLICY, decision, segment
 
 
 def write_chain(state: Path, count: int) -> Path:
@@ -54,10 +32,6 @@ def write_chain(state: Path, count: int) -> Path:
             journal.append(decision(number))
         journal.commit()
     return state / "journal"
-
-
-def segment(directory: Path, number: int = 1) -> Path:
-    return directory / files.segment_name(number)
 
 
 def found(directory: Path) -> Finding:

@@ -54,6 +54,13 @@ def fill(journal: Journal, count: int) -> None:
     journal.commit()
 
 
+def forward(journald: Journald, directory: Path, journal: Journal) -> None:
+    forwarder = Forwarder(directory, journal.chain_id, journald.socket)
+    assert forwarder.pump(journal.durable) == 0
+    assert forwarder.problem is None
+    forwarder.close()
+
+
 def test_every_record_arrives_with_the_hashes_of_the_chain(
     journald: Journald, tmp_path: Path
 ) -> None:
@@ -63,11 +70,8 @@ def test_every_record_arrives_with_the_hashes_of_the_chain(
         fill(journal, 6)
         journal.checkpoint()
         journal.commit()
-        forwarder = Forwarder(directory, journal.chain_id, journald.socket)
-        assert forwarder.pump(journal.durable) == 0
-        assert forwarder.problem is None
+        forward(journald, directory, journal)
         head = journal.head
-        forwarder.close()
     entries = journald.entries(8)
     records = list(read(directory))
     assert [int(entry["SAFECLAW_SEQ"]) for entry in entries] == [r.seq for r in records]
@@ -141,9 +145,7 @@ def test_a_record_too_large_for_a_datagram_arrives(journald: Journald, tmp_path:
             Entry(type=RecordType.DECISION, target={"program": "/bin/run", "argv": argv})
         )
         journal.commit()
-        forwarder = Forwarder(directory, journal.chain_id, journald.socket)
-        assert forwarder.pump(journal.durable) == 0
-        forwarder.close()
+        forward(journald, directory, journal)
     assert len(journald.entries(2)[1]["SAFECLAW_TARGET"]) > 700_000
 
 
@@ -154,9 +156,7 @@ def test_a_chain_rewritten_or_cut_with_its_key_is_found_by_journald(
     directory = tmp_path / "journal"
     with Journal.open(directory) as journal:
         fill(journal, 4)
-        forwarder = Forwarder(directory, journal.chain_id, journald.socket)
-        forwarder.pump(journal.durable)
-        forwarder.close()
+        forward(journald, directory, journal)
     journald.entries(5)
     report = verify(directory, heard=journald_entries(directory, journald.files))
     assert report.headline == "intact"
@@ -179,9 +179,7 @@ def test_what_others_send_to_journald_is_not_believed(journald: Journald, tmp_pa
     directory = tmp_path / "journal"
     with Journal.open(directory) as journal:
         fill(journal, 4)
-        forwarder = Forwarder(directory, journal.chain_id, journald.socket)
-        forwarder.pump(journal.durable)
-        forwarder.close()
+        forward(journald, directory, journal)
         fields = {
             "MESSAGE": "forged",
             "SYSLOG_IDENTIFIER": "safeclaw",

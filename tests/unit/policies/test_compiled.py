@@ -24,40 +24,11 @@ from safeclaw.policies.model import (
     SocketTarget,
 )
 from safeclaw.policies.source import PRESETS, find, load_file, preset_names
+from tests.seed_policies import CC61
 
 CONTEXT = Context(
     workspace="/ws", home="/home/u", protected=("/state",), read_only=("/ws/.safeclaw/policy.yaml",)
 )
-
-CC61 = """
-version: "1.0"
-description: "SOC 2 CC6.1 — Logical access controls"
-
-rules:
-  - action: file.read
-    path: "src/**"
-    effect: allow
-    reason: "CC6.1: Scoped read access to application source"
-
-  - action: file.write
-    path: "src/**"
-    effect: allow
-    reason: "CC6.1: Scoped write access to application source"
-
-  - action: file.read
-    path: "secrets/**"
-    effect: deny
-    reason: "CC6.1: Block agent access to credential stores"
-
-  - action: shell.execute
-    command: "sudo *"
-    effect: deny
-    reason: "CC6.1: Prevent privilege escalation"
-
-  - action: "*"
-    effect: deny
-    reason: "CC6.1: Deny-by-default baseline"
-"""
 
 
 def policy(*rules: str, extra: str = "", context: Context = CONTEXT) -> CompiledPolicy:
