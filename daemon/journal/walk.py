@@ -30,7 +30,6 @@ import msgspec
 from safeclaw.daemon.journal import files, retention
 from safeclaw.daemon.journal.clocks import ClockError, Clocks
 from safeclaw.daemon.journal.copied import Copied
-from safeclaw.daemon.journal.keys import open_certificate
 from safeclaw.daemon.journal.merkle import Frontier
 from safeclaw.daemon.journal.note import (
     Checkpoint,
@@ -42,6 +41,15 @@ from safeclaw.daemon.journal.note import (
 from safeclaw.daemon.journal.record import NO_PREV, Record, RecordError, RecordType, decode
 from safeclaw.daemon.journal.recovery import opening_frontier
 from safeclaw.daemon.journal.report import Finding, Report, Status
+from safeclaw.daemon.journal.statements import (
+    Before,
+    StatementError,
+    check_checkpoint,
+    check_rotate,
+    genesis,
+    named_key,
+    next_key,
+)
 
 _DECISION: Final = RecordType.DECISION
 
@@ -156,16 +164,16 @@ class Walk:
         except RecordError as error:
             raise self.stop(error.message, seq=seq) from error
         if not self.keys:
-            if self.number > 1:
-                self._opening(record)
-            else:
-                self._genesis(record)
+            self._begin(record)
             seq = report.records
         if record.prev != self.prev or record.seq != seq or record.chain != report.chain:
             raise self._misplaced(record, seq)
         # Nearly all records are decisions, and those carry no rule of their own.
         if opens or record.type is not _DECISION:
-            self._ruled(record, opens=opens)
+            try:
+                self._ruled(record, opens=opens)
+            except StatementError as error:
+                raise self.stop(str(error), seq=seq) from error
         # Those that were appended together were at the same time.
         if (
             record.ts != report.last_ts
@@ -194,24 +202,31 @@ class Walk:
         return self.stop("a record of another chain", seq=seq)
 
     def _ruled(self, record: Record, *, opens: bool) -> None:
-        """Hold a record against the rules of its type and place."""
+        """Hold a record against the rules of its type and place.  StatementError."""
         seq = record.seq
         if opens and seq > 0:
-            self._rotate(record)
+            check_rotate(record, self._before(), files.segment_name(self.number - 1))
+            self.boundaries[self.number] = (seq, base64.b64encode(self.frontier.root()).decode())
             return
         match record.type:
             case RecordType.ROTATE:
-                raise self.stop("rotate in the middle of a segment", seq=seq)
+                raise StatementError("rotate in the middle of a segment")
             case RecordType.CHECKPOINT:
-                self._checkpoint(record)
+                check_checkpoint(record, self._before())
+                self.report.checkpoints += 1
+                self.report.signed = max(self.report.signed, seq)
             case RecordType.GENESIS if seq > 0:
-                raise self.stop("a second genesis", seq=seq)
+                raise StatementError("a second genesis")
             case RecordType.KEY_CHANGE:
-                self._key_change(record)
+                self._enter(next_key(record, self._before()))
+                self.report.signed = max(self.report.signed, seq)
             case RecordType.PRUNE:
                 self._prune(record)
             case _:
                 pass
+
+    def _before(self) -> Before:
+        return Before(self.keys[0].name, self.frontier, self.keys[-1])
 
     # ---- claims from outside
 
@@ -256,107 +271,55 @@ class Walk:
         except NoteError as error:
             raise self.stop(error.message, segment=claim.source, line=0) from error
 
-    # ---- records that carry a rule
+    # ---- where a chain begins
+
+    def _begin(self, record: Record) -> None:
+        """Take the first record that is there."""
+        try:
+            if self.number > 1:
+                self._opening(record)
+            else:
+                self._genesis(record)
+        except StatementError as error:
+            seq = record.seq if self.number > 1 else 0
+            raise self.stop(str(error), seq=seq) from error
 
     def _genesis(self, record: Record) -> None:
-        detail = record.detail or {}
-        if record.type is not RecordType.GENESIS:
-            raise self.stop("the first record is not the genesis", seq=0)
-        key = self._parse_key(detail.get("public_key"), record, "the genesis")
-        if detail.get("origin") != key.name:
-            raise self.stop("the genesis names the key of another chain", seq=0)
+        key = genesis(record)
         self.report.chain = record.chain
         self.report.first_ts = record.ts
         self.whole_ring = True
-        self._enter(key, 0)
+        self._enter(key)
 
     def _opening(self, record: Record) -> None:
         """Begin with the ``rotate`` record of the first segment that is left."""
         try:
             self.frontier = opening_frontier(record)
         except RecordError as error:
-            raise self.stop(error.message, seq=record.seq) from error
+            raise StatementError(error.message) from error
         self.report.chain = record.chain
         self.report.first_ts = record.ts
         self.report.records = self.report.pruned = record.seq
         self.prev = record.prev
-        key = self._parse_key((record.detail or {}).get("key"), record, "rotate")
+        key = named_key((record.detail or {}).get("key"), record, "rotate")
         if key in self.ring:
             self.whole_ring = True
             for known in self.ring[: self.ring.index(key)]:
-                self._enter(known, record.seq)
+                self._enter(known)
         elif not self.ring and self.given[:1] == [key]:
             self.whole_ring = True
         elif self.ring:
-            raise self.stop("the keyring does not lead to the key in force", seq=record.seq)
-        self._enter(key, record.seq)
+            raise StatementError("the keyring does not lead to the key in force")
+        self._enter(key)
 
-    def _parse_key(self, text: object, record: Record, where: str) -> PublicKey:
-        try:
-            key = PublicKey.parse(str(text))
-        except NoteError as error:
-            raise self.stop(
-                f"{where} names no usable key: {error.message}", seq=record.seq
-            ) from error
-        if key.name != f"safeclaw/{record.chain}":
-            raise self.stop(f"{where} names the key of another chain", seq=record.seq)
-        return key
-
-    def _enter(self, key: PublicKey, seq: int) -> None:
+    def _enter(self, key: PublicKey) -> None:
         """Begin the epoch of a key, which must be the one given for it, if one was."""
         epoch = len(self.keys)
         self.keys.append(key)
         if self.whole_ring and epoch < len(self.given) and self.given[epoch] != key:
-            raise self.stop("the chain's key is not the public key given", seq=seq)
+            raise StatementError("the chain's key is not the public key given")
 
-    def _key_change(self, record: Record) -> None:
-        detail, seq = record.detail or {}, record.seq
-        try:
-            certificate = open_certificate(str(detail.get("certificate")), self.keys[-1])
-        except NoteError as error:
-            raise self.stop(f"key_change: {error.message}", seq=seq) from error
-        stated = {
-            "certificate": detail.get("certificate"),
-            "public_key": certificate.key.text(),
-            "root": base64.b64encode(self.frontier.root()).decode(),
-            "size": seq,
-        }
-        if (
-            detail != stated
-            or (certificate.checkpoint.size, certificate.checkpoint.root)
-            != (seq, self.frontier.root())
-            or certificate.checkpoint.origin != self.keys[0].name
-        ):
-            raise self.stop("the certificate does not state the chain before it", seq=seq)
-        self._enter(certificate.key, seq)
-        self.report.signed = max(self.report.signed, seq)
-
-    def _checkpoint(self, record: Record) -> None:
-        detail, seq = record.detail or {}, record.seq
-        try:
-            checkpoint = open_checkpoint(str(detail.get("note")), self.keys[-1])
-        except NoteError as error:
-            raise self.stop(f"checkpoint: {error.message}", seq=seq) from error
-        root = self.frontier.root()
-        if (checkpoint.origin, checkpoint.size, checkpoint.root) != (self.keys[0].name, seq, root):
-            raise self.stop("the checkpoint does not state the chain before it", seq=seq)
-        if detail.get("size") != seq or detail.get("root") != base64.b64encode(root).decode():
-            raise self.stop("the checkpoint's fields are not those it signs", seq=seq)
-        self.report.checkpoints += 1
-        self.report.signed = max(self.report.signed, seq)
-
-    def _rotate(self, record: Record) -> None:
-        root = base64.b64encode(self.frontier.root()).decode()
-        expected = {
-            "continues": files.segment_name(self.number - 1),
-            "key": self.keys[-1].text(),
-            "nodes": " ".join(node.hex() for node in self.frontier.nodes),
-            "root": root,
-            "size": record.seq,
-        }
-        if record.type is not RecordType.ROTATE or record.detail != expected:
-            raise self.stop("the segment does not continue the one before", seq=record.seq)
-        self.boundaries[self.number] = (record.seq, root)
+    # ---- records that carry a rule
 
     def _prune(self, record: Record) -> None:
         detail, seq = record.detail or {}, record.seq
