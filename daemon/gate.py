@@ -20,6 +20,7 @@ from typing import Protocol
 
 from safeclaw.daemon import protocol
 from safeclaw.daemon.channel import Channel
+from safeclaw.daemon.judge import Evaluator, Judge, Known
 from safeclaw.daemon.line import GRACE, UNACKNOWLEDGED_MAX, Line, Reconnect
 from safeclaw.errors import BrokerError
 from safeclaw.policies.document import Policy
@@ -33,33 +34,6 @@ from safeclaw.policies.model import (
 )
 from safeclaw.sandbox.gate import Handover
 
-_MEMO_MAX = 32768
-#: How many bytes of records are remembered: an agent chooses how long its paths are.
-_MEMO_BYTES_MAX = 16 * 1024 * 1024
-#: Attempts whose encoding is longer are not remembered (programs with huge argument lists).
-_MEMO_TAIL_MAX = 8192
-
-
-class Evaluator(Protocol):
-    """A compiled policy, as far as a gate needs it."""
-
-    @property
-    def asks(self) -> bool:
-        """Whether some rule leaves its decision to a person."""
-        ...
-
-    def evaluate(self, attempt: Attempt) -> Verdict:
-        """Return the verdict that the policy gives."""
-        ...
-
-    def depends_on_state(self, attempt: Attempt) -> bool:
-        """Whether the verdict needs the broker."""
-        ...
-
-    def refused_variables(self, environment: Sequence[bytes]) -> tuple[str, ...]:
-        """Return the names for which no program is started with this environment."""
-        ...
-
 
 class Adoption(Protocol):
     """Makes ready what the broker sends instead of the policy in force."""
@@ -67,30 +41,6 @@ class Adoption(Protocol):
     def __call__(self, policy: Policy) -> tuple[Evaluator, bool, bool]:
         """Return the compiled policy, whether it is strict, and whether it only observes."""
         ...
-
-
-class _Known:
-    """What is the same each time an attempt is made: its verdict and its record."""
-
-    __slots__ = ("answer", "asks", "shown", "tail", "under", "verdict", "waits")
-
-    def __init__(
-        self,
-        tail: bytes,
-        verdict: Verdict,
-        answer: Verdict,
-        *,
-        waits: bool,
-        under: Evaluator,
-        asks: bool = False,
-    ) -> None:
-        self.tail = tail
-        self.verdict = verdict
-        self.answer = answer
-        self.waits = waits
-        self.under = under
-        self.asks = asks
-        self.shown = verdict.decision is Decision.ALLOW
 
 
 class Gate:
@@ -114,7 +64,7 @@ class Gate:
         adopted: str = "",
         reconnect: Reconnect | None = None,
     ) -> None:
-        self._policy = policy
+        self._judge = Judge(policy, strict=strict, observe=observe)
         self._on_denied = on_denied
         self._on_started = on_started
         self._on_limit = on_limit
@@ -122,10 +72,6 @@ class Gate:
         self._on_killed = on_killed
         self._adopt = adopt
         self._adopted = adopted
-        self._strict = strict
-        self._observe = observe
-        self._known: dict[tuple[Attempt, str, str], _Known] = {}
-        self._known_bytes = 0
         self._asking: dict[int, Attempt] = {}
         self._line = Line(
             channel,
@@ -143,14 +89,15 @@ class Gate:
         begin = time.monotonic_ns()
         line = self._line
         while True:
-            known = self._known.get((attempt, exe, enforced_by))
+            judge = self._judge
+            known = judge.recall((attempt, exe, enforced_by))
             if known is None:
-                known = self._decide(attempt, exe, enforced_by)
+                known = judge.decide(attempt, exe, enforced_by)
             if known.asks:
                 known = self._ask(attempt, pid, exe, enforced_by, known)
             with line.sending:
                 # INVARIANT: the number of a record stands behind the adoption of its policy.
-                if known.under is not self._policy:
+                if judge is not self._judge:
                     continue
                 now = time.monotonic_ns()
                 if now < line.renew_at or line.renew(now):
@@ -173,21 +120,17 @@ class Gate:
 
     def may_wait(self, attempt: Attempt) -> bool:
         """Whether the verdict, or its record, has to be waited for."""
-        return self._strict or self._may_ask(attempt)
-
-    def _may_ask(self, attempt: Attempt) -> bool:
-        policy = self._policy
-        return policy.asks and not self._observe and policy.depends_on_state(attempt)
+        return self._judge.may_wait(attempt)
 
     def repeatable(self, attempt: Attempt, *, exe: str, enforced_by: str) -> Handover | None:
         """Return the short way for an attempt that the lease allows; None where there is none.
 
         INVARIANT: a verdict that depends on nothing but the policy holds as long as the policy.
         """
-        known = self._known.get((attempt, exe, enforced_by))
+        line, judge = self._line, self._judge
+        known = judge.recall((attempt, exe, enforced_by))
         if known is None or known.waits or known.verdict.decision is not Decision.ALLOW:
             return None
-        line, under = self._line, known.under
         tail, sending, kept = known.tail, line.sending, line.unacknowledged
         packed, clock = protocol.decided_packet, time.monotonic_ns
 
@@ -198,7 +141,7 @@ class Gate:
                 if (
                     now >= line.renew_at
                     or len(kept) >= UNACKNOWLEDGED_MAX
-                    or under is not self._policy
+                    or judge is not self._judge
                 ):
                     return False
                 number = line.number + 1
@@ -212,31 +155,7 @@ class Gate:
 
         return handover
 
-    def _decide(self, attempt: Attempt, exe: str, enforced_by: str) -> _Known:
-        policy = self._policy
-        verdict = policy.evaluate(attempt)
-        answer = self._observed(verdict)
-        # A name that is not there stays not there, whoever is only observed.
-        if answer is verdict or enforced_by in ("absent", "view"):
-            enforced_by_whom = enforced_by
-        else:
-            enforced_by_whom = "observe"
-        tail = protocol.decided_tail(
-            attempt, verdict, exe=printable(exe), enforced_by=enforced_by_whom
-        )
-        asks = enforced_by != "absent" and answer is verdict and self._may_ask(attempt)
-        known = _Known(tail, verdict, answer, waits=self._strict, under=policy, asks=asks)
-        # Names that do not exist (a walk along PATH) are recorded, but no news to a person.
-        known.shown = known.shown or enforced_by == "absent"
-        if len(tail) <= _MEMO_TAIL_MAX:
-            self._known_bytes += len(tail)
-            if len(self._known) >= _MEMO_MAX or self._known_bytes > _MEMO_BYTES_MAX:
-                self._known.clear()
-                self._known_bytes = len(tail)
-            self._known[(attempt, exe, enforced_by)] = known
-        return known
-
-    def _ask(self, attempt: Attempt, pid: int, exe: str, enforced_by: str, known: _Known) -> _Known:
+    def _ask(self, attempt: Attempt, pid: int, exe: str, enforced_by: str, known: Known) -> Known:
         """Have a person decide; what comes back is good for this one attempt."""
         rule, reason = known.verdict.rule, known.verdict.reason
 
@@ -255,13 +174,13 @@ class Gate:
 
         answer = self._line.ask(message)
         if answer is None:
-            return _Known(known.tail, known.verdict, known.answer, waits=False, under=known.under)
+            return Known(known.tail, known.verdict, known.answer, waits=False)
         self._asking.pop(answer.ticket, None)
         verdict = Verdict(answer.decision, rule, answer.reason)
         tail = protocol.decided_tail(attempt, verdict, exe=printable(exe), enforced_by=enforced_by)
-        return _Known(tail, verdict, verdict, waits=True, under=known.under)
+        return Known(tail, verdict, verdict, waits=True)
 
-    def _count_denial(self, attempt: Attempt, known: _Known) -> None:
+    def _count_denial(self, attempt: Attempt, known: Known) -> None:
         self.denials += 1
         if not known.shown:
             known.shown = True
@@ -299,8 +218,7 @@ class Gate:
             return
         line = self._line
         with line.sending:
-            self._policy, self._strict, self._observe = compiled, strict, observe
-            self._known = {}
+            self._judge = Judge(compiled, strict=strict, observe=observe)
             self._adopted = policy.sha256
             message = protocol.Adopted(line.number + 1, policy.sha256)
             line.keep(protocol.encode(message))
@@ -334,27 +252,18 @@ class Gate:
 
     def permits(self, attempt: Attempt) -> bool:
         """Whether the policy itself allows it: no record, and whatever observing lets through."""
-        return self.lost is None and self._policy.evaluate(attempt).decision is Decision.ALLOW
+        return self.lost is None and self._judge.permits(attempt)
 
     def variables(self, environment: Sequence[bytes]) -> tuple[str, ...]:
         """Return the names for which the policy has no program started with this environment."""
-        return self._policy.refused_variables(environment)
+        return self._judge.variables(environment)
 
     def peek(self, attempt: Attempt) -> Verdict:
         """Decide without a record: for the second half of a two-sided attempt."""
-        verdict = self._policy.evaluate(attempt)
+        answer = self._judge.answer(attempt)
         if self._line.lost is not None or self._line.killed is not None:
             return self._no()
-        return self._observed(verdict)
-
-    def _observed(self, verdict: Verdict) -> Verdict:
-        """Return the answer to a verdict: under observation a denial is let through.
-
-        SAFETY: not what is protected: that is no rule's to give, so not observation's either.
-        """
-        if not self._observe or verdict.decision is Decision.ALLOW or verdict.rule == "protected":
-            return verdict
-        return Verdict(Decision.ALLOW, verdict.rule, f"observed only: {verdict.reason}")
+        return answer
 
     def violation(self, attempt: Attempt, *, pid: int, exe: str, reason: str) -> None:
         """Record that what happened is not what was approved."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
@@ -15,6 +15,7 @@ from safeclaw.daemon.gate import Gate
 from safeclaw.daemon.line import Line
 from safeclaw.errors import BrokerError
 from safeclaw.policies.compiled import CompiledPolicy, Context, compile_policy
+from safeclaw.policies.document import Policy
 from safeclaw.policies.loader import load
 from safeclaw.policies.model import Attempt, Decision, FileTarget, Verdict
 
@@ -41,6 +42,7 @@ class Far:
         self.heard: list[protocol.ToBroker] = []
         self.grants = True
         self.acknowledges = True
+        self.on_adopted: Callable[[], object] = lambda: None
         self.thread = threading.Thread(target=self._serve)
         self.thread.start()
 
@@ -64,6 +66,8 @@ class Far:
                         self.say(protocol.Ack(number))
                 case protocol.Decided(number=n) | protocol.Started(number=n):
                     number = n
+                case protocol.Adopted():
+                    self.on_adopted()
                 case protocol.End():
                     self.say(protocol.Ack(number))
                     self.say(protocol.Ended())
@@ -343,3 +347,57 @@ def wait_until(probe: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 10
     while not probe():
         assert time.monotonic() < deadline, "it never happened"
+
+
+class Overtaken:
+    """A policy that is replaced while it judges for the first time."""
+
+    asks = False
+
+    def __init__(self, replace: Callable[[], None]) -> None:
+        self._policy = compiled()
+        self._replace = replace
+        self.judged = 0
+
+    def evaluate(self, attempt: Attempt) -> Verdict:
+        self.judged += 1
+        if self.judged == 1:
+            self._replace()
+        return self._policy.evaluate(attempt)
+
+    def depends_on_state(self, attempt: Attempt) -> bool:
+        return self._policy.depends_on_state(attempt)
+
+    def refused_variables(self, environment: Sequence[bytes]) -> tuple[str, ...]:
+        return self._policy.refused_variables(environment)
+
+
+def test_an_attempt_judged_while_the_policy_is_replaced_is_judged_by_the_new_one(
+    setting: Setting,
+) -> None:
+    narrow = load(POLICY.replace(b"src/**", b"doc/**"), name="n.yaml")
+    adopted = threading.Event()
+
+    def adopt(policy: Policy) -> tuple[CompiledPolicy, bool, bool]:
+        return compile_policy(policy, Context("/w", "/home/u")), False, False
+
+    def replace() -> None:
+        setting.far.say(protocol.Replace(narrow))
+        assert adopted.wait(30)
+
+    old = Overtaken(replace)
+    gate = Gate(
+        setting.near,
+        old,
+        on_lost=setting.lost.append,
+        on_denied=lambda attempt, verdict: None,
+        adopt=adopt,
+    )
+    setting.far.on_adopted = adopted.set
+    gate.started({})
+    verdict = gate.judge(READ, pid=1, exe="/x", enforced_by="t")
+    assert verdict.decision is Decision.DENY
+    assert old.judged == 1
+    gate.end("done", 0)
+    (decided,) = setting.far.decisions()
+    assert decided.decision is Decision.DENY

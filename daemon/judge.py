@@ -1,0 +1,131 @@
+"""A policy as a gate applies it: strict or not, for the record only or not, and what it has said.
+
+A judge lives as long as its policy is in force in a session.  It records nothing and asks
+nobody: it says what an attempt comes to, and whether a person or the disk is to be waited for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from safeclaw.daemon import protocol
+from safeclaw.policies.model import Attempt, Decision, Verdict, printable
+
+_MEMO_MAX = 32768
+#: How many bytes of records are remembered: an agent chooses how long its paths are.
+_MEMO_BYTES_MAX = 16 * 1024 * 1024
+#: Attempts whose encoding is longer are not remembered (programs with huge argument lists).
+_MEMO_TAIL_MAX = 8192
+
+
+class Evaluator(Protocol):
+    """A compiled policy, as far as a gate needs it."""
+
+    @property
+    def asks(self) -> bool:
+        """Whether some rule leaves its decision to a person."""
+        ...
+
+    def evaluate(self, attempt: Attempt) -> Verdict:
+        """Return the verdict that the policy gives."""
+        ...
+
+    def depends_on_state(self, attempt: Attempt) -> bool:
+        """Whether the verdict needs the broker."""
+        ...
+
+    def refused_variables(self, environment: Sequence[bytes]) -> tuple[str, ...]:
+        """Return the names for which no program is started with this environment."""
+        ...
+
+
+class Known:
+    """What is the same each time an attempt is made: its verdict and its record."""
+
+    __slots__ = ("answer", "asks", "shown", "tail", "verdict", "waits")
+
+    def __init__(
+        self,
+        tail: bytes,
+        verdict: Verdict,
+        answer: Verdict,
+        *,
+        waits: bool,
+        asks: bool = False,
+    ) -> None:
+        self.tail = tail
+        self.verdict = verdict
+        self.answer = answer
+        self.waits = waits
+        self.asks = asks
+        self.shown = verdict.decision is Decision.ALLOW
+
+
+class Judge:
+    """See the module.
+
+    INVARIANT: what a judge remembers is its own word, whatever comes into force meanwhile.
+    """
+
+    def __init__(self, policy: Evaluator, *, strict: bool = False, observe: bool = False) -> None:
+        self._policy = policy
+        self._strict = strict
+        self._observe = observe
+        self._known: dict[tuple[Attempt, str, str], Known] = {}
+        self._known_bytes = 0
+        #: By attempt, program, and who enforces: what is known of it, or None.
+        self.recall = self._known.get
+
+    def decide(self, attempt: Attempt, exe: str, enforced_by: str) -> Known:
+        """Return what an attempt comes to that is not recalled."""
+        verdict = self._policy.evaluate(attempt)
+        answer = self._observed(verdict)
+        # A name that is not there stays not there, whoever is only observed.
+        if answer is verdict or enforced_by in ("absent", "view"):
+            enforced_by_whom = enforced_by
+        else:
+            enforced_by_whom = "observe"
+        tail = protocol.decided_tail(
+            attempt, verdict, exe=printable(exe), enforced_by=enforced_by_whom
+        )
+        asks = enforced_by != "absent" and answer is verdict and self._may_ask(attempt)
+        known = Known(tail, verdict, answer, waits=self._strict, asks=asks)
+        # Names that do not exist (a walk along PATH) are recorded, but no news to a person.
+        known.shown = known.shown or enforced_by == "absent"
+        if len(tail) <= _MEMO_TAIL_MAX:
+            self._known_bytes += len(tail)
+            if len(self._known) >= _MEMO_MAX or self._known_bytes > _MEMO_BYTES_MAX:
+                self._known.clear()
+                self._known_bytes = len(tail)
+            self._known[(attempt, exe, enforced_by)] = known
+        return known
+
+    def may_wait(self, attempt: Attempt) -> bool:
+        """Whether the verdict, or its record, has to be waited for."""
+        return self._strict or self._may_ask(attempt)
+
+    def _may_ask(self, attempt: Attempt) -> bool:
+        policy = self._policy
+        return policy.asks and not self._observe and policy.depends_on_state(attempt)
+
+    def permits(self, attempt: Attempt) -> bool:
+        """Whether the policy itself allows it, whatever observing lets through."""
+        return self._policy.evaluate(attempt).decision is Decision.ALLOW
+
+    def answer(self, attempt: Attempt) -> Verdict:
+        """Return the verdict that is acted on, and remember nothing."""
+        return self._observed(self._policy.evaluate(attempt))
+
+    def variables(self, environment: Sequence[bytes]) -> tuple[str, ...]:
+        """Return the names for which the policy has no program started with this environment."""
+        return self._policy.refused_variables(environment)
+
+    def _observed(self, verdict: Verdict) -> Verdict:
+        """Return the answer to a verdict: under observation a denial is let through.
+
+        SAFETY: not what is protected: that is no rule's to give, so not observation's either.
+        """
+        if not self._observe or verdict.decision is Decision.ALLOW or verdict.rule == "protected":
+            return verdict
+        return Verdict(Decision.ALLOW, verdict.rule, f"observed only: {verdict.reason}")
