@@ -173,7 +173,7 @@ class Prison:
         (workspace / "list").write_text(
             "".join(
                 f"{one.name} {0 if one.name in tries else one.goal} "
-                f"{tries.get(one.name, 200 * one.goal)} {one.word}\n"
+                f"{tries.get(one.name, 1000 * one.goal)} {one.word}\n"
                 for one in attacks
             )
         )
