@@ -59,7 +59,12 @@ def read_strings(pid: int, address: int) -> list[bytes]:
             pointer = int.from_bytes(pointers[index * 8 : index * 8 + 8], "little")
             if not pointer:
                 return out
-            word = read_string(pid, pointer, 32 * _PAGE)
+            try:
+                word = read_string(pid, pointer, 32 * _PAGE)
+            except OSError as problem:
+                if problem.errno != errno.ENAMETOOLONG:
+                    raise
+                raise OSError(errno.E2BIG, os.strerror(errno.E2BIG)) from None
             total += len(word) + 9
             if total > _ARG_MAX:
                 raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))

@@ -42,16 +42,20 @@ class Own(msgspec.Struct, frozen=True):
     @classmethod
     def make(cls) -> Own:
         """Make them, readable by nobody else."""
-        shared = ""
+        temporary, shared = tempfile.mkdtemp(prefix="safeclaw-", dir="/tmp"), ""
         with contextlib.suppress(OSError):  # not every container has a /dev/shm
             shared = tempfile.mkdtemp(prefix="safeclaw-", dir=_SHM.rstrip("/"))
-        return cls(tempfile.mkdtemp(prefix="safeclaw-", dir="/tmp"), shared)
+        return cls(temporary, shared)
 
     def remove(self) -> None:
         """Remove them with all that is in them (rmtree follows no links)."""
         for path in (self.temporary, self.shared):
             if path:
                 shutil.rmtree(path, ignore_errors=True)
+                if os.path.lexists(path):
+                    # programs make directories that nobody may write in (Go's module cache)
+                    _open_up(path)
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 class Confinement:
@@ -92,6 +96,15 @@ class Confinement:
             # which is used again is refused here or leads nowhere.
             return found is None or tree.descends(self._keeper, int(found[1]))
         return not _is_proc(fd)
+
+
+def _open_up(path: str) -> None:
+    """Give the owner every right in a directory and all below it; follows no links."""
+    with contextlib.suppress(OSError):
+        os.chmod(path, stat.S_IRWXU)
+        for entry in os.scandir(path):
+            if entry.is_dir(follow_symlinks=False):
+                _open_up(entry.path)
 
 
 def _is_proc(fd: int) -> bool:

@@ -8,16 +8,24 @@ import stat
 
 from safeclaw.sandbox import linux
 from safeclaw.sandbox.mediator import Handler, Notification
-from safeclaw.sandbox.pinning import SET_ID, judge, parent, path_argument, pin, require_read
-from safeclaw.sandbox.resolve import error, join
+from safeclaw.sandbox.pinning import (
+    SET_ID,
+    judge,
+    parent,
+    path_argument,
+    pin,
+    require_flags,
+    require_read,
+)
+from safeclaw.sandbox.resolve import Nameless, at, error
 
 #: umode_t, as which the kernel takes a mode, is an unsigned short.
 _UMODE = 0xFFFF
 
 
-def _dir_and_path(note: Notification, at: bool) -> tuple[int, str, int]:
+def _dir_and_path(note: Notification, relative: bool) -> tuple[int, str, int]:
     """Return dirfd, path and the index of the argument after them."""
-    if at:
+    if relative:
         return note.int_arg(0), path_argument(note, 1), 2
     return linux.AT_FDCWD, path_argument(note, 0), 1
 
@@ -26,7 +34,7 @@ def _make(note: Notification) -> int:
     dirfd, path, rest = _dir_and_path(note, note.name.endswith("at"))
     directory, name = parent(note, "file.write.create", dirfd, path)
     with directory:
-        judge(note, "file.write.create", join(directory.path, name))
+        judge(note, "file.write.create", at(directory, name))
         mode = note.args[rest] & _UMODE & ~note.caller.umask()
         if note.name.startswith("mkdir"):
             os.mkdir(name, mode & 0o7777, dir_fd=directory.fd)
@@ -39,11 +47,10 @@ def _make(note: Notification) -> int:
 
 def _symlink(note: Notification) -> int:
     target = path_argument(note, 0)
-    at = note.name == "symlinkat"
-    dirfd = note.int_arg(1) if at else linux.AT_FDCWD
-    directory, name = parent(note, "file.write.create", dirfd, path_argument(note, 2 if at else 1))
+    dirfd, index = (note.int_arg(1), 2) if note.name == "symlinkat" else (linux.AT_FDCWD, 1)
+    directory, name = parent(note, "file.write.create", dirfd, path_argument(note, index))
     with directory:
-        judge(note, "file.write.create", join(directory.path, name))
+        judge(note, "file.write.create", at(directory, name))
         os.symlink(target, name, dir_fd=directory.fd)
     return 0
 
@@ -54,6 +61,7 @@ def _link(note: Notification) -> int:
         old, new, flags = path_argument(note, 0), path_argument(note, 1), 0
     else:
         olddir, newdir, flags = note.int_arg(0), note.int_arg(2), note.int_arg(4)
+        require_flags(flags, linux.AT_EMPTY_PATH | linux.AT_SYMLINK_FOLLOW)
         old, new = path_argument(note, 1), path_argument(note, 3)
     if flags & linux.AT_EMPTY_PATH and not old:
         source = note.mediator.resolver.pin_descriptor(note.caller, olddir)
@@ -65,7 +73,7 @@ def _link(note: Notification) -> int:
         with directory:
             # a second name would be judged by its own path: the first must be readable too
             require_read(note, source.path)
-            judge(note, "file.write.link", source.path, join(directory.path, name))
+            judge(note, "file.write.link", source.path, at(directory, name))
             os.link(
                 f"/proc/self/fd/{source.fd}", name, dst_dir_fd=directory.fd, follow_symlinks=True
             )
@@ -73,13 +81,14 @@ def _link(note: Notification) -> int:
 
 
 def _unlink(note: Notification) -> int:
+    flags = note.int_arg(2) if note.name == "unlinkat" else 0
+    require_flags(flags, linux.AT_REMOVEDIR)
     dirfd, path, _ = _dir_and_path(note, note.name == "unlinkat")
-    is_dir = note.name == "rmdir" or (
-        note.name == "unlinkat" and note.int_arg(2) & linux.AT_REMOVEDIR
-    )
-    directory, name = parent(note, "file.write.delete", dirfd, path)
+    is_dir = note.name == "rmdir" or flags & linux.AT_REMOVEDIR
+    nameless = Nameless.REMOVED if is_dir else Nameless.UNLINKED
+    directory, name = parent(note, "file.write.delete", dirfd, path, nameless)
     with directory:
-        judge(note, "file.write.delete", join(directory.path, name))
+        judge(note, "file.write.delete", at(directory, name))
         if is_dir:
             os.rmdir(name, dir_fd=directory.fd)
         else:
@@ -95,11 +104,11 @@ def _rename(note: Notification) -> int:
         olddir, newdir = note.int_arg(0), note.int_arg(2)
         old, new = path_argument(note, 1), path_argument(note, 3)
         flags = note.int_arg(4) if note.name == "renameat2" else 0
-    source, name = parent(note, "file.write.rename", olddir, old)
+    source, name = parent(note, "file.write.rename", olddir, old, Nameless.RENAMED)
     with source:
-        target, newname = parent(note, "file.write.rename", newdir, new)
+        target, newname = parent(note, "file.write.rename", newdir, new, Nameless.RENAMED)
         with target:
-            here, there = join(source.path, name), join(target.path, newname)
+            here, there = at(source, name), at(target, newname)
             require_read(note, here)
             if flags & linux.RENAME_EXCHANGE:
                 require_read(note, there)

@@ -14,6 +14,7 @@ import resource
 import signal
 import socket
 import struct
+from collections.abc import Callable
 from typing import NoReturn
 
 import msgspec
@@ -53,7 +54,9 @@ def outer(
 
 
 def _say(said: int, problem: BaseException) -> None:
-    os.write(said, b"!" + str(problem).encode("utf-8", "replace")[:2000])
+    # INVARIANT: never raises: whoever calls it ends next, and must not go on as the supervisor
+    with contextlib.suppress(OSError):
+        os.write(said, b"!" + str(problem).encode("utf-8", "replace")[:2000])
 
 
 def _init(
@@ -80,8 +83,10 @@ def _init(
             os._exit(code if code >= 0 else 128 - code)
 
 
-def keeper(spec: LaunchSpec, pipes: Pipes, ending: int) -> NoReturn:
+def keeper(spec: LaunchSpec, pipes: Pipes, ending: int, clear: Callable[[], None]) -> NoReturn:
     """Be the parent of the agent and of all its orphans; end them all when it ends.
+
+    ``clear`` is called when the last has gone: the supervisor may have gone before.
 
     SAFETY: no PID namespace ends the session with the supervisor.  The keeper is told by
     PR_SET_PDEATHSIG; Landlock keeps the agent from sending it anything.  ``ending`` is held by
@@ -101,7 +106,9 @@ def keeper(spec: LaunchSpec, pipes: Pipes, ending: int) -> NoReturn:
             os._exit(1)
         os.chdir(spec.workspace)
         agent = _fork_agent(spec, pipes)
-        os._exit(tree.keep(agent, asked, ending))
+        status = tree.keep(agent, asked, ending)
+        clear()
+        os._exit(status)
     except BaseException as problem:
         _say(pipes.said, problem)
     os._exit(1)
@@ -137,7 +144,8 @@ def _agent(spec: LaunchSpec, pipes: Pipes) -> NoReturn:
     keep = sorted((go, said))
     os.closerange(3, keep[0])
     os.closerange(keep[0] + 1, keep[1])
-    os.closerange(keep[1] + 1, 1 << 20)
+    # a caller's limit may have been higher than any limit is now
+    os.closerange(keep[1] + 1, 1 + max(int(name) for name in os.listdir("/proc/self/fd")))
     for fd in keep:
         os.set_inheritable(fd, False)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

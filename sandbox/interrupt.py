@@ -44,11 +44,11 @@ def waiting(note: Notification, call: Callable[[], int]) -> int:
 
     """
     mine = threading.get_ident()
-    with _lock:
-        _waiting[mine] = note
-        if len(_waiting) == 1:
-            threading.Thread(target=_watch, name="interrupter", daemon=True).start()
     try:
+        with _lock:
+            _waiting[mine] = note
+            if len(_waiting) == 1:
+                _start_watch()
         while True:
             try:
                 return call()
@@ -61,6 +61,13 @@ def waiting(note: Notification, call: Callable[[], int]) -> int:
     finally:
         with _lock:
             del _waiting[mine]
+
+
+def _start_watch() -> None:
+    try:
+        threading.Thread(target=_watch, name="interrupter", daemon=True).start()
+    except RuntimeError:  # the person has no process left to have: nobody would look after this
+        raise error(errno.EAGAIN) from None
 
 
 def _watch() -> None:

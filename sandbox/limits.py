@@ -216,7 +216,10 @@ class Limits:
                 left = None if until is None else max(0.0, until - time.monotonic())
                 pause = left
                 if cpu is not None and self._group is not None:
-                    used = self._group.count("cpu.stat", "usage_usec") / 1e6
+                    try:
+                        used = self._group.count("cpu.stat", "usage_usec") / 1e6
+                    except OSError:
+                        return  # the session has ended, and its cgroup with it
                     if used >= cpu:
                         text = f"the session has used {cpu} s: stopped"
                         self._reached(gate, "cpu_time", text, kill)

@@ -9,7 +9,7 @@ import stat
 from safeclaw.sandbox import linux
 from safeclaw.sandbox.caller import read_exact, read_string
 from safeclaw.sandbox.mediator import Handler, Notification
-from safeclaw.sandbox.pinning import SET_ID, judge, path_argument, pin
+from safeclaw.sandbox.pinning import SET_ID, judge, path_argument, pin, require_flags
 from safeclaw.sandbox.resolve import Pinned, error
 
 _XATTR_MAX = 65536
@@ -40,11 +40,17 @@ def _subject(note: Notification) -> tuple[Pinned, int]:
         ), 1
     flag = {"fchownat": 4, "fchmodat2": 3, "utimensat": 3}.get(name)
     flags = note.int_arg(flag) if flag is not None else 0
-    path = path_argument(note, 1) if note.args[1] else ""
-    if not path and (flags & linux.AT_EMPTY_PATH or name == "utimensat"):
-        return note.mediator.resolver.pin_descriptor(note.caller, note.int_arg(0)), 2
+    require_flags(flags, linux.AT_EMPTY_PATH | linux.AT_SYMLINK_NOFOLLOW)
+    dirfd = note.int_arg(0)
+    if name == "utimensat" and not note.args[1] and dirfd != linux.AT_FDCWD:
+        return note.mediator.resolver.pin_descriptor(note.caller, dirfd), 2  # futimens(3)
+    path = path_argument(note, 1)
+    if not path and flags & linux.AT_EMPTY_PATH:
+        if dirfd == linux.AT_FDCWD:
+            return pin(note, "file.write.metadata", dirfd, "."), 2
+        return note.mediator.resolver.pin_descriptor(note.caller, dirfd), 2
     follow = not flags & linux.AT_SYMLINK_NOFOLLOW
-    return pin(note, "file.write.metadata", note.int_arg(0), path, follow=follow), 2
+    return pin(note, "file.write.metadata", dirfd, path, follow=follow), 2
 
 
 def _id(value: int) -> int:

@@ -215,10 +215,9 @@ class NameServer:
                 self._free.acquire()
                 try:
                     work = self._take(sock)
-                except OSError:
+                    threading.Thread(target=self._work, args=(work,), daemon=True).start()
+                except (OSError, RuntimeError):  # no thread is to be had: the asker asks again
                     self._free.release()
-                    continue
-                threading.Thread(target=self._work, args=(work,), daemon=True).start()
 
     def _work(self, work: Callable[[], None]) -> None:
         try:

@@ -28,7 +28,7 @@ from safeclaw.sandbox.mediator import Handler, Notification
 from safeclaw.sandbox.msghdr import SOCKADDR_MAX
 from safeclaw.sandbox.names import Names
 from safeclaw.sandbox.pinning import parent, pin
-from safeclaw.sandbox.resolve import error, join
+from safeclaw.sandbox.resolve import at, error
 
 INET = (socket.AF_INET, socket.AF_INET6)
 _SUN_PATH_OFFSET = 2
@@ -206,7 +206,7 @@ class Network:
         if note.name == "bind":
             directory, last = parent(note, action, linux.AT_FDCWD, text)
             with directory:
-                note.judge(Attempt(action, SocketTarget(join(directory.path, last))))
+                note.judge(Attempt(action, SocketTarget(at(directory, last))))
                 umask = note.caller.umask()
                 binding.bind(note.mediator.resolver, sock, directory, last, name, umask)
                 return 0

@@ -20,7 +20,7 @@ from safeclaw.sandbox.pinning import (
     pin,
     require_read,
 )
-from safeclaw.sandbox.resolve import Pinned, error, join
+from safeclaw.sandbox.resolve import Nameless, Pinned, at, error, join
 
 #: The openat2(2) resolve flag that holds for every walk of the supervisor; with the others the
 #: call is answered as by a kernel that has it not.
@@ -211,6 +211,9 @@ def _open_write(note: Notification, dirfd: int, path: str, flags: int, mode: int
     exclusive = flags & os.O_CREAT and flags & os.O_EXCL
     follow = not (exclusive or flags & os.O_NOFOLLOW)
     for _ in range(40):
+        if flags & os.O_CREAT and path.endswith("/"):
+            with parent(note, "file.write.create", dirfd, path, Nameless.UNLINKED)[0]:
+                raise error(errno.EISDIR)
         try:
             pinned = resolver.pin(caller, dirfd, path, follow=follow)
         except OSError as problem:
@@ -235,6 +238,8 @@ def _open_existing(note: Notification, pinned: Pinned, flags: int) -> int | None
     if kind == stat.S_IFLNK:
         judge(note, "file.write.modify", pinned.path)
         raise error(errno.ELOOP)
+    if flags & os.O_CREAT and kind == stat.S_IFDIR:
+        raise error(errno.EISDIR)
     if flags & os.O_ACCMODE == os.O_RDWR and kind == stat.S_IFREG:
         require_read(note, pinned.path)
     access = flags & os.O_ACCMODE or flags & os.O_TRUNC
@@ -264,11 +269,13 @@ def _reopen(note: Notification, pinned: Pinned, flags: int) -> int:
 
 
 def _create(note: Notification, dirfd: int, path: str, flags: int, mode: int) -> str | None:
-    """Create and hand over; or return where a dangling symlink points instead."""
-    if path.endswith("/"):
-        raise error(errno.EISDIR)
+    """Create and hand over; or return the name to go on with.
+
+    That is where a dangling symlink points, or the same where something is there by now.
+    """
     directory, name = parent(note, "file.write.create", dirfd, path)
     with directory:
+        here = at(directory, name)
         if not flags & (os.O_EXCL | os.O_NOFOLLOW):
             try:
                 leads = os.readlink(name, dir_fd=directory.fd)
@@ -276,13 +283,18 @@ def _create(note: Notification, dirfd: int, path: str, flags: int, mode: int) ->
                 pass
             else:
                 return leads if leads.startswith("/") else join(directory.path, leads)
-        judge(note, "file.write.create", join(directory.path, name))
-        fd = os.open(
-            name,
-            flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK,
-            new_mode(note, mode),
-            dir_fd=directory.fd,
-        )
+        judge(note, "file.write.create", here)
+        try:
+            # SAFETY: O_EXCL, because a file that has come meanwhile was not judged: to make one
+            # is not to change one.
+            fd = os.open(
+                name,
+                flags | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK,
+                new_mode(note, mode),
+                dir_fd=directory.fd,
+            )
+        except FileExistsError:
+            return here
         if not flags & os.O_NONBLOCK:
             os.set_blocking(fd, True)
         _send(note, fd, flags)
@@ -290,11 +302,12 @@ def _create(note: Notification, dirfd: int, path: str, flags: int, mode: int) ->
 
 
 def _open_tmpfile(note: Notification, dirfd: int, path: str, flags: int, mode: int) -> int | None:
-    with pin(note, "file.write.create", dirfd, path) as directory:
+    follow = not flags & os.O_NOFOLLOW
+    with pin(note, "file.write.create", dirfd, path, follow=follow) as directory:
         judge(note, "file.write.create", join(directory.path, "#tmpfile"))
         fd = os.open(
             f"/proc/self/fd/{directory.fd}",
-            flags | os.O_CLOEXEC,
+            flags & ~os.O_NOFOLLOW | os.O_CLOEXEC,
             new_mode(note, mode),
         )
         _send(note, fd, flags)

@@ -12,7 +12,7 @@ import stat
 from safeclaw.policies.model import Attempt, Decision, FileTarget
 from safeclaw.sandbox.caller import read_string
 from safeclaw.sandbox.mediator import Notification
-from safeclaw.sandbox.resolve import Pinned
+from safeclaw.sandbox.resolve import Nameless, Pinned, error
 
 #: The errors of a name that is not there.
 ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
@@ -41,10 +41,12 @@ def pin(note: Notification, action: str, dirfd: int, path: str, *, follow: bool 
         raise
 
 
-def parent(note: Notification, action: str, dirfd: int, path: str) -> tuple[Pinned, str]:
+def parent(
+    note: Notification, action: str, dirfd: int, path: str, nameless: Nameless = Nameless.MADE
+) -> tuple[Pinned, str]:
     """Pin the parent of a name; a missing parent is recorded under ``action``."""
     try:
-        return note.mediator.resolver.pin_parent(note.caller, dirfd, path)
+        return note.mediator.resolver.pin_parent(note.caller, dirfd, path, nameless)
     except OSError as problem:
         if problem.errno in ABSENT or problem.errno == errno.EACCES:
             judge_missing(note, action, dirfd, path)
@@ -54,6 +56,12 @@ def parent(note: Notification, action: str, dirfd: int, path: str) -> tuple[Pinn
 def judge(note: Notification, action: str, path: str, to: str | None = None) -> None:
     """Have an attempt on a path judged and recorded; EACCES unless it is allowed."""
     note.judge(Attempt(action, FileTarget(path, to)))
+
+
+def require_flags(flags: int, known: int) -> None:
+    """Raise EINVAL for a flag that the call has not: it would be carried out without it."""
+    if flags & ~known:
+        raise error(errno.EINVAL)
 
 
 def require_read(note: Notification, path: str) -> None:

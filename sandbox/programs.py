@@ -39,6 +39,7 @@ _LOADER_TAKES_VALUE = frozenset(
 )
 _SHEBANG_MAX = 256
 _CHAIN_MAX = 4
+_TERMINATOR = re.compile(rb"[ \t\0]")
 #: Variables with which no program is started: the loader would run other code than the program's
 #: before it, in a namespace of its own that the program cannot see (rtld-audit(7)).
 _FORBIDDEN_VARIABLES = (b"LD_AUDIT=",)
@@ -86,10 +87,31 @@ def _shebang(pinned: Pinned) -> tuple[str, list[bytes]] | None:
         os.close(fd)
     if not head.startswith(b"#!"):
         return None
-    words = head[2:].split(b"\n", 1)[0].strip(b" \t").split(maxsplit=1)
-    if not words:
+    found = shebang(head)
+    if found is None:
         raise error(errno.ENOEXEC)
-    return os.fsdecode(words[0]), [word.strip(b" \t") for word in words[1:]]
+    return found
+
+
+def shebang(head: bytes) -> tuple[str, list[bytes]] | None:
+    """Read a script's first 256 bytes as the kernel does (fs/binfmt_script.c); None: it cannot.
+
+    The name ends at a space, a tab or a NUL.  A line that is longer is cut, in its argument only.
+    """
+    head = head.ljust(_SHEBANG_MAX, b"\0")
+    line, newline, _ = head[2:].partition(b"\n")
+    if not newline or b"\0" in line:
+        if not _TERMINATOR.search(head[2:].lstrip(b" \t")):
+            return None  # the name itself may be cut
+        line = head[2:-1]
+    line = line.strip(b" \t")
+    if not line:
+        return None
+    end = _TERMINATOR.search(line)
+    if end is None or end[0] == b"\0":
+        return os.fsdecode(line[: end.start()] if end else line), []
+    argument = line[end.start() :].lstrip(b" \t").partition(b"\0")[0]
+    return os.fsdecode(line[: end.start()]), [argument]
 
 
 def _loaded(argv: list[bytes]) -> tuple[int | None, list[bytes]]:
@@ -166,7 +188,7 @@ def _run(
 ) -> int | None:
     with contextlib.ExitStack() as stack:
         program = stack.enter_context(_pin_program(note, dirfd, path, flags))
-        chain = _chain(note, program, path, argv, stack)
+        chain = _chain(note, program, _name(dirfd, path), argv, stack)
         target = ProgramTarget(
             program.path,
             tuple(os.fsdecode(word) for word in argv),
@@ -241,23 +263,32 @@ class _Chain:
         self.arguments: list[bytes] = []
 
 
+def _name(dirfd: int, path: str) -> bytes:
+    """Return what the kernel calls a program, for the interpreter of a script (execveat(2))."""
+    if dirfd == linux.AT_FDCWD or path.startswith("/"):
+        return os.fsencode(path)
+    return b"/dev/fd/%d" % dirfd + (b"/" + os.fsencode(path) if path else b"")
+
+
 def _chain(
     note: Notification,
     program: Pinned,
-    path: str,
+    name: bytes,
     argv: list[bytes],
     stack: contextlib.ExitStack,
 ) -> _Chain:
     """Follow the shebangs (execve(2)); what is pinned on the way belongs to ``stack``."""
-    chain, name = _Chain(program, list(argv)), os.fsencode(path)
+    chain = _Chain(program, list(argv))
     for _ in range(_CHAIN_MAX + 1):
         mode = os.fstat(chain.image.fd).st_mode
         if not stat.S_ISREG(mode) or not mode & 0o111:
             raise error(errno.EACCES)
-        shebang = _shebang(chain.image)
-        if shebang is None:
+        found = _shebang(chain.image)
+        if found is None:
             return chain
-        interpreter, extra = shebang
+        interpreter, extra = found
+        if not interpreter:
+            raise error(errno.EACCES)  # the kernel takes it for the directory it is in
         chain.argv = [os.fsencode(interpreter), *extra, name, *chain.argv[1:]]
         name = os.fsencode(interpreter)
         chain.image = stack.enter_context(pin(note, "shell.execute", linux.AT_FDCWD, interpreter))

@@ -7,6 +7,7 @@ the supervisor is not in the agent's PID namespace.
 
 from __future__ import annotations
 
+import enum
 import errno
 import os
 import re
@@ -35,6 +36,7 @@ _OPEN_FLAGS = (
     | linux.O_LARGEFILE
 )
 _OWN_FD = re.compile(r"/proc/(?:self|thread-self|(\d+)(?:/task/\d+)?)/fd/(\d+)\Z")
+_BELOW_OWN_FD = re.compile(r"/proc/(\d+)/fd/(\d+)/+([^/].*)\Z", re.DOTALL)
 _ALIASES = {
     "/dev/stdin": "/proc/self/fd/0",
     "/dev/stdout": "/proc/self/fd/1",
@@ -44,12 +46,21 @@ _ALIASES = {
     "/proc/net": "/proc/self/net",
     "/etc/mtab": "/proc/self/mounts",
 }
-_SPECIAL = re.compile(r"/(?:proc|dev/fd|dev/std|etc/mtab)")
+_SPECIAL = re.compile(r"/(?:\.?/)*(?:proc|(?:dev/(?:\.?/)*(?:fd|std))|(?:etc/(?:\.?/)*mtab))")
 
 
 def error(code: int) -> OSError:
     """Return the OSError the agent is to see."""
     return OSError(code, os.strerror(code))
+
+
+class Nameless(enum.Enum):
+    """The errors of a path that ends in no name (``/``, ``.``, ``..``), by what was to be done."""
+
+    MADE = (errno.EEXIST, errno.EEXIST, errno.EEXIST)
+    UNLINKED = (errno.EISDIR, errno.EISDIR, errno.EISDIR)
+    REMOVED = (errno.EBUSY, errno.EINVAL, errno.ENOTEMPTY)
+    RENAMED = (errno.EBUSY, errno.EBUSY, errno.EBUSY)
 
 
 class Pinned:
@@ -134,22 +145,28 @@ class Resolver:
         if not path.startswith("/"):
             base = self.base(caller, dirfd)
             path = f"{base}/{path}" if base != "/" else f"/{path}"
-        if _SPECIAL.match(path.replace("//", "/")):
+        if _SPECIAL.match(path):
             path = self._own(caller, path)
+            below = _BELOW_OWN_FD.match(path)
+            if below and below[1] == str(caller.inner_tgid):
+                # the name that execveat(2) gives a script's interpreter
+                path = f"{self.base(caller, int(below[2]))}/{below[3]}"
         if self.confinement is not None:
             path = self.confinement.rewrite(path)
         return path
 
     def base(self, caller: Caller, dirfd: int) -> str:
         """Return the directory that a relative path of the caller starts from."""
-        where = "cwd" if dirfd == linux.AT_FDCWD else f"fd/{dirfd}"
+        where = f"/proc/{caller.pid}/" + ("cwd" if dirfd == linux.AT_FDCWD else f"fd/{dirfd}")
         try:
-            base = os.readlink(f"/proc/{caller.pid}/{where}")
+            base = os.readlink(where)
+            # a directory may be called so, and be there
+            gone = base.endswith(_DELETED) and not os.stat(where).st_nlink
         except FileNotFoundError:
             raise error(errno.EBADF) from None
         if not base.startswith("/"):
             raise error(errno.ENOTDIR)
-        if base.endswith(" (deleted)"):
+        if gone:
             raise error(errno.ENOENT)
         return base
 
@@ -212,34 +229,60 @@ class Resolver:
             fd = os.open(f"/proc/{caller.pid}/fd/{number}", linux.O_PATH | os.O_CLOEXEC)
         except FileNotFoundError:
             raise error(errno.EBADF) from None
-        path = self.path_of(fd)
-        if not path.startswith("/") or path.startswith("/memfd:"):
-            path = f"/proc/self/fd/{number}"
-        elif self.confinement is not None:
-            try:
+        try:
+            path = self.path_of(fd)
+            if not path.startswith("/") or path.startswith("/memfd:"):
+                path = f"/proc/self/fd/{number}"
+            elif self.confinement is not None:
                 self.confinement.require(fd, path, held=_is_open(caller, number))
-            except BaseException:
-                os.close(fd)
-                raise
+        except BaseException:
+            os.close(fd)
+            raise
         return Pinned(fd, self.canonical(caller, path))
 
-    def pin_parent(self, caller: Caller, dirfd: int, path: str) -> tuple[Pinned, str]:
-        """Pin the directory that holds ``path``'s last component; return it and the name."""
+    def pin_parent(
+        self, caller: Caller, dirfd: int, path: str, nameless: Nameless = Nameless.MADE
+    ) -> tuple[Pinned, str]:
+        """Pin the directory that holds ``path``'s last component; return it and the name.
+
+        The name keeps a slash behind it, which asks the kernel for a directory: ``at`` joins
+        the two without.  ``nameless`` says what a path that ends in no name is answered with.
+        """
         path = self.absolute(caller, dirfd, path)
         stripped = path.rstrip("/")
         head, _, name = stripped.rpartition("/")
-        if not name or name == ".":
-            raise error(errno.EEXIST if not name else errno.EINVAL)
-        if name == "..":
-            raise error(errno.ENOTEMPTY)
         if len(os.fsencode(name)) > 255:
             raise error(errno.ENAMETOOLONG)
         fd = self.open(head or "/", linux.O_PATH | os.O_DIRECTORY)
-        directory = Pinned(fd, self.canonical(caller, self.path_of(fd)))
-        if self.confinement is not None and not self.confinement.shows(join(directory.path, name)):
-            with directory:
-                raise error(errno.EACCES)
-        return directory, name
+        try:
+            if name in ("", ".", ".."):
+                raise error(nameless.value[("", ".", "..").index(name)])
+            directory = Pinned(fd, self.canonical(caller, self.path_of(fd)))
+            if self.confinement is not None:
+                self._require_shown(directory, name)
+        except BaseException:
+            os.close(fd)
+            raise
+        return directory, name + "/" if path.endswith("/") else name
+
+    def _require_shown(self, directory: Pinned, name: str) -> None:
+        """Raise EACCES where a name is not the session's, or stands for what is held back.
+
+        SAFETY: a file that is there and held back may not be taken for one that is to be made.
+        """
+        assert self.confinement is not None
+        if not self.confinement.shows(join(directory.path, name)):
+            raise error(errno.EACCES)
+        try:
+            fd = os.open(name, linux.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory.fd)
+        except OSError:
+            return  # not there
+        try:
+            self.confinement.require(fd, self.path_of(fd))
+        except OSError:
+            raise error(errno.EACCES) from None
+        finally:
+            os.close(fd)
 
     def where(self, caller: Caller, dirfd: int, path: str) -> str:
         """Return where ``path`` would be, though it is not there, for a record."""
@@ -248,7 +291,7 @@ class Resolver:
         except OSError:
             return os.path.normpath(self.absolute(caller, dirfd, path))
         with parent:
-            return join(parent.path, name)
+            return at(parent, name)
 
 
 def _is_open(caller: Caller, number: int) -> bool:
@@ -263,3 +306,8 @@ def _is_open(caller: Caller, number: int) -> bool:
 def join(directory: str, name: str) -> str:
     """Join a canonical directory and a name."""
     return f"/{name}" if directory == "/" else f"{directory}/{name}"
+
+
+def at(directory: Pinned, name: str) -> str:
+    """Return the canonical path of a name that ``pin_parent`` gave with its directory."""
+    return join(directory.path, name.rstrip("/"))

@@ -141,21 +141,21 @@ def launch(spec: LaunchSpec, gate: Gate) -> Session:
     abi = landlock.require(older=not confined and Degraded.LANDLOCK_ABI in spec.degraded)
     held = limits.prepare(spec)
     own = None
-    if confined:
-        from safeclaw.sandbox.confine import Own
-
-        own = Own.make()
-        spec = msgspec.structs.replace(
-            spec, environment={"TMPDIR": own.temporary, **spec.environment}
-        )
-    spec = msgspec.structs.replace(
-        spec,
-        filters=spec.filters or build(network=spec.network, confined=confined),
-        rlimits=held.plan.rlimits,
-        cgroup=held.group,
-        signals=tuple(int(one) for one in signal.pthread_sigmask(signal.SIG_BLOCK, ())),
-    )
     try:
+        if confined:
+            from safeclaw.sandbox.confine import Own
+
+            own = Own.make()
+            spec = msgspec.structs.replace(
+                spec, environment={"TMPDIR": own.temporary, **spec.environment}
+            )
+        spec = msgspec.structs.replace(
+            spec,
+            filters=spec.filters or build(network=spec.network, confined=confined),
+            rlimits=held.plan.rlimits,
+            cgroup=held.group,
+            signals=tuple(int(one) for one in signal.pthread_sigmask(signal.SIG_BLOCK, ())),
+        )
         return _launch(spec, gate, abi, held, own)
     except BaseException:
         held.discard()
@@ -184,9 +184,9 @@ def _launch(
         os.close(said_read)
         ours.close()
         pipes = first.Pipes(go_read, said_write)
-        if confined:
+        if own is not None:
             os.close(ended)
-            first.keeper(spec, pipes, ending)
+            first.keeper(spec, pipes, ending, own.remove)
         os.close(ending)
         first.outer(spec, steps, pipes, theirs, servers)
     theirs.close()

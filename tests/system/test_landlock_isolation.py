@@ -195,6 +195,70 @@ def test_the_rest_of_tmp_is_not_the_sessions(person: Person) -> None:
         theirs.unlink()
 
 
+TAKE = """\
+import json, os, sys
+for name in sys.argv[1:]:
+    for flags in (os.O_RDWR, os.O_RDWR | os.O_CREAT, os.O_WRONLY | os.O_CREAT):
+        try:
+            print(json.dumps(os.readlink(f"/proc/self/fd/{os.open(name, flags)}")))
+        except OSError:
+            pass
+"""
+
+
+def test_what_is_held_back_is_not_opened_by_making_it(person: Person) -> None:
+    person.write("take.py", TAKE)
+    victim = person.start(["sleep", "1000"], person.workspace)
+    try:
+        held_back = (f"/proc/{victim.pid}/mem", "/dev/ptmx")
+        take = ("/usr/bin/python3", "take.py", *held_back)
+        outside = person.finish(person.start([*take], person.workspace))
+        assert {json.loads(line) for line in outside.stdout.splitlines()} == {*held_back}
+        chosen = str(person.write("policy.yaml", EVERYTHING))
+        inside = person.safeclaw("run", *LANDLOCK, "--policy", chosen, "--", *take)
+        assert inside.returncode == 0, inside.stderr
+        assert inside.stdout == ""
+    finally:
+        victim.kill()
+        victim.communicate()
+
+
+def test_the_sessions_directories_go_with_it_whatever_ends_it(person: Person) -> None:
+    """A directory that nobody may write in, and a supervisor that is killed."""
+    agent = (
+        "import os, time\n"
+        "for place in (os.environ['TMPDIR'], '/dev/shm'):\n"
+        "    os.makedirs(place + '/kept/deep')\n"
+        "    open(place + '/kept/deep/file', 'w').close()\n"
+        "    os.symlink(os.getcwd(), place + '/kept/deep/link')\n"
+        "    for name in ('/kept/deep', '/kept'):\n"
+        "        os.chmod(place + name, 0o500)\n"
+        "    held = os.open(place + '/kept', os.O_RDONLY)\n"
+        "    print(os.readlink(f'/proc/self/fd/{held}'), flush=True)\n"
+        "if os.path.exists('stay'):\n"
+        "    time.sleep(1000)\n"
+    )
+    done = everything(person, agent)
+    assert done.returncode == 0, done.stderr
+    first = places(done.stdout)
+    person.write("stay", "")
+    with person.popen(
+        "run", *LANDLOCK, "--policy", "policy.yaml", "--", "/usr/bin/python3", "agent.py"
+    ) as running:
+        assert running.stdout is not None
+        second = places(running.stdout.readline() + running.stdout.readline())
+        assert all(place.is_dir() for place in second)
+        running.kill()
+        assert running.stdout.read() == ""  # the last process that had it has gone
+    assert not any(place.exists() for place in (*first, *second))
+    assert person.workspace.stat().st_mode & 0o777 == 0o755  # no link was followed
+
+
+def places(said: str) -> list[Path]:
+    """Return the session's two directories, as the agent has printed them."""
+    return [Path(line).parent for line in said.splitlines()]
+
+
 # --- names and addresses
 
 
