@@ -111,7 +111,8 @@ def test_pip_installs_wheels_and_xdist_runs_a_real_project(person: Person) -> No
     project = person.workspace / "project"
     for part in (
         *("policies", "sandbox", "daemon", "src", "pyproject.toml"),
-        *("tests/conftest.py", "tests/escape/summary.py", "tests/unit/policies"),
+        *("tests/conftest.py", "tests/escape/summary.py"),
+        *("tests/seed_policies.py", "tests/unit/policies"),
     ):
         source, target = ROOT / part, project / part
         target.parent.mkdir(parents=True, exist_ok=True)
