@@ -366,7 +366,9 @@ def _flags(path: Path) -> int:
 
 def _state(workspace: Path, outside: Path, policy: Path, name: str) -> dict[str, object]:
     """Return all that must not change: names, contents, modes, times, attributes, flags."""
-    found: dict[str, object] = {"policy": policy.read_bytes() if policy.exists() else None}
+    found: dict[str, object] = {}
+    if name == "policy_file":  # of the others that share its session, none has won with it
+        found["policy"] = policy.read_bytes() if policy.exists() else None
     for top in (
         workspace / name / "secrets",
         workspace / name / "frozen",

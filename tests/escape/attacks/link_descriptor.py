@@ -6,7 +6,9 @@ import os
 fd = os.open("secrets/key", os.O_PATH)
 ctypes.CDLL(None).linkat(fd, b"", -100, b"src/second", 0x1000)
 try:
-    os.link(f"/proc/self/fd/{fd}", "src/third", follow_symlinks=True)
+    # with a directory of its own it is linkat(2), which can follow the link; link(2) does not
+    here = os.open(".", os.O_RDONLY)
+    os.link(f"/proc/self/fd/{fd}", "src/third", src_dir_fd=here, follow_symlinks=True)
 except OSError:
     pass
 for name in ("src/second", "src/third"):
