@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tests.deploy import emulated
 from tests.deploy.emulated import Machine
-from tests.escape.conftest import compile_all
+from tests.escape.compiling import compile_all
 from tests.system.conftest import ROOT, copy_package, needed_to_run
 
 #: How many times longer all may take there, before it is taken for stuck: a dozen is what a quiet

@@ -7,8 +7,8 @@ import os
 import pytest
 
 from tests.escape import summary
-from tests.escape.conftest import Prison
 from tests.escape.corpus import ATTACKS, Attack
+from tests.escape.prison import Prison
 from tests.escape.stages import ROOT_STAGES
 
 

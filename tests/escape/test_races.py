@@ -11,8 +11,8 @@ from collections.abc import Iterable
 
 import pytest
 
-from tests.escape.conftest import Prison
 from tests.escape.corpus import Attack
+from tests.escape.prison import Prison
 
 _PRISONS = 4
 
