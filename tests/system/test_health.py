@@ -1,34 +1,21 @@
-"""What a broker says of itself: status, ps, metrics and alerts, against what really happened."""
+"""What a broker says of itself: status, ps and metrics, against what really happened."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
 
-import pytest
-from prometheus_client.openmetrics import parser
-
-from safeclaw.daemon import protocol
-from safeclaw.daemon.client import Client
-from safeclaw.policies.model import Attempt, FileTarget, fingerprint, target_fields
 from tests.system.conftest import Person
-from tests.system.system_broker import PATIENCE, Making, SystemBroker, brokers, group_of
+from tests.system.system_broker import PATIENCE, Making, SystemBroker
+from tests.system.watched import curl, denied, making, samples
 
-POLICY = """\
-version: "1.0"
-rules:
-  - {action: [file.read, file.write], path: ["made*", "*.py", "said"], effect: allow}
-  - {action: shell.execute, command: "/usr/** *", effect: allow}
-  - {action: "*", effect: deny}
-"""
+__all__ = ["making"]
+
 #: Holds memory in itself and two children, says so, and waits until it may end.
 HOLD = """\
 import os, sys
@@ -43,32 +30,6 @@ print("holding", flush=True)
 sys.stdin.read()
 os.wait(); os.wait()
 """
-DENIED = """\
-for number in range(5):
-    try:
-        open("/etc/passwd", "a")
-    except OSError:
-        pass
-open("made", "w").close()
-"""
-
-
-@pytest.fixture(name="making")
-def _making(ordinary_user: str) -> Iterator[Making]:
-    with brokers(group_of(ordinary_user), POLICY) as make:
-        yield make
-
-
-def run(broker: SystemBroker, person: Person, *words: str) -> subprocess.Popen[str]:
-    policy = str(broker.config / "policies" / "demo.yaml")
-    return broker.run(person, "--policy", policy, "--", *words)
-
-
-def denied(broker: SystemBroker, person: Person) -> None:
-    """Have an agent be refused five times."""
-    person.write("denied.py", DENIED)
-    ran = person.finish(run(broker, person, "/usr/bin/python3", "denied.py"))
-    assert ran.returncode == 0, ran.stderr
 
 
 def holding(broker: SystemBroker, person: Person) -> subprocess.Popen[str]:
@@ -84,30 +45,6 @@ def holding(broker: SystemBroker, person: Person) -> subprocess.Popen[str]:
     assert process.stdout is not None
     assert [process.stdout.readline() for _ in range(3)] == ["holding\n"] * 3
     return process
-
-
-def curl(broker: SystemBroker, path: str = "/metrics", **user: Any) -> tuple[int, str]:
-    """Read as an operator does; return the HTTP status and the text."""
-    done = subprocess.run(
-        [
-            *("curl", "-sS", "--max-time", "30", "-w", "\n%{http_code}"),
-            *("--unix-socket", str(broker.socket.parent / "metrics.sock")),
-            f"http://localhost{path}",
-        ],
-        capture_output=True, text=True, check=True, **user,
-    )  # fmt: skip
-    text, _, status = done.stdout.rpartition("\n")
-    return int(status), text
-
-
-def samples(text: str) -> dict[str, float]:
-    """Return what the reference parser reads, by name and labels."""
-    families: Any = cast("Any", parser).text_string_to_metric_families(text)
-    return {
-        sample.name + "".join(f",{k}={v}" for k, v in sorted(sample.labels.items())): sample.value
-        for family in families
-        for sample in family.samples
-    }
 
 
 # ---- status
@@ -306,109 +243,3 @@ def _query(port: int, what: str) -> float:
         if found:
             return float(found[0]["value"][1])
     raise AssertionError(f"Prometheus has no {what}")
-
-
-# ---- alerts
-
-
-class Hook:
-    """A hook of the operator's: what it is told goes to a FIFO, on which the test waits."""
-
-    def __init__(self, base: Path) -> None:
-        self.fifo = base / "told"
-        os.mkfifo(self.fifo)
-        # both ends: neither the hook nor the test waits for the other to open it
-        self._stream = os.fdopen(os.open(self.fifo, os.O_RDWR), "rb", buffering=0)
-        self.program = base / "hook"
-        self.program.write_text(f"#!/bin/sh\nexec cat >>{self.fifo}\n")
-        self.program.chmod(0o755)
-
-    def told(self) -> dict[str, Any]:
-        """Wait for the next alert."""
-        line = b""
-        while not line.endswith(b"\n"):
-            line += self._stream.read(1)
-        return cast("dict[str, Any]", json.loads(line))
-
-    def close(self) -> None:
-        self._stream.close()
-
-
-@pytest.fixture(name="hook")
-def _hook(tmp_path: Path) -> Iterator[Hook]:
-    hook = Hook(tmp_path)
-    yield hook
-    hook.close()
-
-
-def violate(broker: SystemBroker, count: int) -> None:
-    """Be a supervisor that reports deeds that were not what had been approved."""
-    client = Client.at(broker.socket)
-    command = ("true",)
-    client.hello(protocol.Hello(protocol.VERSION, "odd", command, "/", "demo", POLICY.encode()))
-    client.lease()
-    attempt = Attempt("file.read", FileTarget("/srv/plan"))
-    target = target_fields(attempt.target)
-    for number in range(1, count + 1):
-        message = protocol.Violated(
-            number, 1, "/bin/true", "file.read", target, fingerprint(attempt), "another file"
-        )
-        client.channel.send(protocol.encode(message), PATIENCE)
-    client.channel.send(protocol.encode(protocol.End("done", 0)), PATIENCE)
-    client.finish()
-
-
-def test_a_violation_is_an_alert_and_many_are_one(making: Making, hook: Hook) -> None:
-    broker = making(alert_hook=[str(hook.program)])
-    violate(broker, 3)
-    told = hook.told()
-    assert (told["alert"], told["reason"], told["agent"]) == ("violation", "another file", "odd")
-    assert told["target"] == {"path": "/srv/plan"}
-    assert told["chain"] == broker.records()[0]["chain"]
-    alerts = broker.ask("status")["alerts"]
-    assert (alerts["raised"], alerts["sent"], alerts["failed"]) == (3, 1, 0)
-    assert samples(curl(broker)[1])["safeclaw_records_total,type=violation"] == 3
-
-
-def test_many_denials_are_an_alert_and_few_are_none(
-    making: Making, hook: Hook, person: Person
-) -> None:
-    broker = making(alert_hook=[str(hook.program)], alert_denials=8)
-    denied(broker, person)
-    assert broker.ask("status")["alerts"]["raised"] == 0
-    denied(broker, person)
-    told = hook.told()
-    assert told["alert"] == "denials"
-    assert told["denials"] >= 8
-
-
-def test_a_journal_that_cannot_be_used_is_an_alert(making: Making, hook: Hook) -> None:
-    broker = making(alert_hook=[str(hook.program)])
-    broker.stop()
-    (segment,) = (broker.state / "journal").glob("*.jsonl")
-    segment.write_bytes(b'{"no": "record"}\n')
-    broker.start()
-    assert hook.told()["alert"] == "fault"
-    done = broker.safeclaw("status")
-    assert done.returncode == 1
-    assert "FAULT, nothing is allowed" in done.stdout
-    assert samples(curl(broker)[1])["safeclaw_fault"] == 1
-
-
-@pytest.mark.parametrize(
-    ("command", "why"),
-    [(["/usr/bin/false"], "ended with status 1"), (["/nowhere/hook"], "No such file")],
-)
-def test_a_hook_that_fails_is_recorded_and_stops_nothing(
-    making: Making, person: Person, command: list[str], why: str
-) -> None:
-    broker = making(alert_hook=command)
-    violate(broker, 1)
-    end = time.monotonic() + PATIENCE
-    while not broker.ask("status")["alerts"]["failed"]:
-        assert time.monotonic() < end
-    (record,) = broker.records("--type", "fault")
-    assert why in record["reason"]
-    denied(broker, person)
-    assert "hooks that failed: 1" in broker.safeclaw("status").stdout
-    assert why in broker.stop()

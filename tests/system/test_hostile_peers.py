@@ -9,130 +9,40 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import pwd
 import signal
 import socket
 import subprocess
 import termios
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
 
 from safeclaw.daemon import control, protocol
-from safeclaw.daemon.channel import Channel
 from safeclaw.daemon.cli import lastresort
 from safeclaw.daemon.gitcommit import commit_of
 from safeclaw.daemon.killswitch import KillSwitch, Switch
 from safeclaw.errors import BrokerError
 from safeclaw.policies.model import Decision
-from tests.system.system_broker import PATIENCE, SystemBroker, group_of
+from tests.system.peers import (
+    GOOD,
+    PATH,
+    POLICY,
+    Peer,
+    asking,
+    broker,
+    decided,
+    fingerprint_of,
+    hello,
+    honest,
+)
+from tests.system.system_broker import SystemBroker, group_of
+
+__all__ = ["broker", "honest"]
 
 _SO_SNDBUFFORCE = 32  # asm-generic/socket.h
-POLICY = b'version: "1.0"\nrules:\n  - {action: "file.*", path: "**", effect: allow}\n'
-PATH: dict[str, Any] = {"path": "/harmless"}
-
-
-def fingerprint_of(action: str, target: dict[str, Any]) -> str:
-    text = msgspec.json.encode({"action": action, "target": target}, order="sorted")
-    return hashlib.sha256(text).hexdigest()
-
-
-GOOD = fingerprint_of("file.write", PATH)
-
-
-_peers: list[Peer] = []
-
-
-class Peer:
-    """A connection of some user's, and what is said over it."""
-
-    def __init__(self, broker: SystemBroker, name: str) -> None:
-        entry = pwd.getpwnam(name)
-        groups = os.getgroups()
-        # The kernel takes down who connects when they connect (unix(7)).
-        os.setgroups([])
-        os.setegid(entry.pw_gid)
-        os.seteuid(entry.pw_uid)
-        try:
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            sock.connect(str(broker.socket))
-        finally:
-            os.seteuid(0)
-            os.setegid(0)
-            os.setgroups(groups)
-        self.channel = Channel(sock, message_max=protocol.MESSAGE_MAX)
-        _peers.append(self)
-
-    def say(self, *messages: protocol.ToBroker | bytes) -> None:
-        for message in messages:
-            data = message if isinstance(message, bytes) else protocol.encode(message)
-            self.channel.send(data, PATIENCE)
-
-    def hear(self) -> object:
-        """Return the next message, or None at the end."""
-        data = self.channel.receive(PATIENCE)
-        if data is None:
-            return None
-        if control.is_request(data):
-            return control.decode_reply(data)
-        return protocol.decode_to_supervisor(data)
-
-    def ask(self, request: control.Request) -> control.Reply:
-        self.say(control.encode(request))
-        reply = self.hear()
-        assert isinstance(reply, control.Reply)
-        return reply
-
-    def open(self, agent: str = "honest") -> str:
-        """Open a session; return its id."""
-        self.say(hello(agent))
-        lease = self.hear()
-        assert isinstance(lease, protocol.Lease)
-        return lease.session
-
-
-def hello(agent: str, command: str = "true", resume: str | None = None) -> protocol.Hello:
-    return protocol.Hello(
-        protocol.VERSION, agent, (command,), "/w", "p.yaml", POLICY, resume=resume
-    )
-
-
-def decided(target: object, fingerprint: str = GOOD) -> bytes:
-    fields = ("/bin/x", "file.write", target, fingerprint, "allow", "p:1", "", "notify")
-    tail = b"".join(msgspec.msgpack.encode(field) for field in fields)
-    return protocol.decided_packet(tail, 1, 1, 1)
-
-
-@pytest.fixture(name="broker")
-def _broker(ordinary_user: str) -> Iterator[SystemBroker]:
-    if os.geteuid() != 0:
-        pytest.skip("not root: the system's broker was not started")
-    broker = SystemBroker(group_of(ordinary_user))
-    broker.policy("demo", POLICY.decode())
-    broker.start()
-    yield broker
-    broker.close()
-    while _peers:
-        _peers.pop().channel.close()
-
-
-@pytest.fixture(name="honest")
-def _honest(broker: SystemBroker, ordinary_user: str) -> Iterator[Peer]:
-    """An honest session of the same user, which must not feel the attack."""
-    peer = Peer(broker, ordinary_user)
-    peer.open()
-    yield peer
-    peer.say(decided(PATH), protocol.Flush())
-    assert peer.hear() == protocol.Ack(1)
-    assert broker.ask("status")["fault"] is None
-    assert broker.verify().returncode == 0
-
 
 BAD = {
     "keys of bytes": decided({"path": {b"\xff": 1}}),
@@ -291,11 +201,6 @@ def test_who_has_gone_is_let_go_of(
     assert open_files(broker) - before < 10
 
 
-def asking(target: dict[str, Any], ticket: int) -> protocol.Ask:
-    fingerprint = fingerprint_of("file.write", target)
-    return protocol.Ask(ticket, 1, "x", "file.write", target, fingerprint, "r", "")
-
-
 def test_what_nobody_could_judge_is_not_asked(
     broker: SystemBroker, honest: Peer, ordinary_user: str
 ) -> None:
@@ -353,193 +258,6 @@ def test_one_users_questions_leave_room_for_anothers_hooks(ordinary_user: str) -
     finally:
         os.close(os.open(fifo, os.O_RDWR | os.O_NONBLOCK))  # who waits to open it goes on
         broker.close()
-
-
-# ---- resuming
-
-
-@pytest.mark.parametrize("restart", [True, False])
-def test_who_comes_back_may_do_what_was_approved_and_is_not_recorded_and_no_more(
-    restart: bool, broker: SystemBroker, ordinary_user: str
-) -> None:
-    rules = b'version: "1.0"\nrules:\n  - {action: file.write, path: "**", effect: ask}\n'
-
-    def connect(resume: str | None) -> tuple[Peer, str]:
-        words = (protocol.VERSION, "demo", ("true",), "/w", "p.yaml", rules)
-        for _ in range(1000):  # the end of the last connection may not have arrived yet
-            peer = Peer(broker, ordinary_user)
-            peer.say(protocol.Hello(*words, resume=resume))
-            lease = peer.hear()
-            if isinstance(lease, protocol.Lease):
-                return peer, lease.session
-            peer.channel.close()
-        raise AssertionError("it cannot come back")
-
-    def deed(number: int, target: dict[str, Any]) -> bytes:
-        fingerprint = fingerprint_of("file.write", target)
-        fields = ("/bin/x", "file.write", target, fingerprint, "allow", "p:1", "", "notify")
-        tail = b"".join(msgspec.msgpack.encode(field) for field in fields)
-        return protocol.decided_packet(tail, number, 1, 1)
-
-    def away_and_back() -> Peer:
-        if restart:
-            broker.stop(9)
-            broker.start()
-        peer.channel.close()
-        return connect(ident)[0]
-
-    peer, ident = connect(None)
-    approved = [{"path": f"/{number}"} for number in range(2)]
-    peer.say(protocol.Started(1, {}))
-    for ticket, target in enumerate(approved):
-        peer.say(asking(target, ticket))
-        asked = peer.hear()
-        assert isinstance(asked, protocol.Asked)
-        assert Peer(broker, "root").ask(control.Approve(asked.approval)).error is None
-        assert isinstance(peer.hear(), protocol.Answer)
-    peer.say(deed(2, approved[0]), protocol.Flush())
-    while peer.hear() != protocol.Ack(2):
-        pass
-    # One was done and recorded, one was approved only.
-    peer = away_and_back()
-    peer.say(deed(3, approved[1]), protocol.Flush())
-    while (said := peer.hear()) != protocol.Ack(3):
-        assert said == protocol.Ack(2)  # of what was on disk when it came back
-    for target in ({"path": "/never-asked"},) if restart else ({"path": "/x"}, *approved):
-        if not restart:
-            peer = away_and_back()
-        peer.say(deed(4, target))
-        assert isinstance(peer.hear(), protocol.Refused), target
-    recorded = broker.records("--session", ident, "--type", "decision")
-    assert [one["target"] for one in recorded] == approved
-
-
-@pytest.mark.parametrize("who", ["root", "itself"])
-def test_naming_a_session_that_runs_neither_ends_nor_touches_it(
-    who: str, broker: SystemBroker, ordinary_user: str
-) -> None:
-    victim = Peer(broker, ordinary_user)
-    ident = victim.open("victim")
-    victim.say(protocol.Ask(1, 1, "x", "file.write", PATH, GOOD, "r", ""))
-    assert isinstance(victim.hear(), protocol.Asked)
-    thief = Peer(broker, "root" if who == "root" else ordinary_user)
-    thief.say(hello("victim" if who == "itself" else "thief", resume=ident))
-    assert isinstance(thief.hear(), protocol.Refused)
-    assert thief.hear() is None
-    assert len(broker.ask("approvals")) == 1, "the victim's question was withdrawn"
-    assert broker.records("--session", ident, "--type", "session_end") == []
-    now = time.monotonic_ns()
-    victim.say(protocol.Renew(now))
-    assert victim.hear() == protocol.Granted(now)
-
-
-def test_a_session_is_resumed_by_its_user_as_its_agent_and_only_once(
-    broker: SystemBroker, ordinary_user: str
-) -> None:
-    peer = Peer(broker, ordinary_user)
-    ident = peer.open("demo")
-    peer.say(protocol.Started(1, {}), protocol.Flush())
-    assert peer.hear() == protocol.Ack(1)
-    broker.stop(9)
-    broker.start()
-    for name, agent, resume in (
-        ("root", "demo", ident),  # another user
-        (ordinary_user, "other", ident),  # by another name, for which no order stands
-        (ordinary_user, "demo", "payroll"),  # kill payroll would find it, and not payroll
-        (ordinary_user, "demo", "0" * 16),
-    ):
-        thief = Peer(broker, name)
-        thief.say(hello(agent, resume=resume))
-        assert isinstance(thief.hear(), protocol.Refused), (name, agent, resume)
-    peers = [Peer(broker, ordinary_user) for _ in range(2)]
-    for peer in peers:
-        peer.say(hello("demo", resume=ident))
-    assert isinstance(peers[0].hear(), protocol.Lease)
-    assert isinstance(peers[1].hear(), protocol.Refused)
-    now = time.monotonic_ns()
-    peers[0].say(protocol.Renew(now))
-    assert peers[0].hear() == protocol.Granted(now)
-
-
-# ---- the kill switch
-
-
-def test_a_users_orders_do_not_fill_the_kill_switch_and_all_can_still_be_stopped(
-    broker: SystemBroker, ordinary_user: str
-) -> None:
-    peer = Peer(broker, ordinary_user)
-    for number in range(64):
-        assert peer.ask(control.Kill(f"x{number}")).error is None
-    assert "64 orders" in str(peer.ask(control.Kill("x64")).error)
-    assert peer.ask(control.Kill("x1", "again")).error is None
-    peer.say(control.encode(control.Kill("y" * 60_000)))
-    assert "not a request" in str(getattr(peer.hear(), "error", ""))
-    assert len(broker.ask("status")["killed"]) == 64
-    root = Peer(broker, "root")
-    assert root.ask(control.Kill("x64")).error is None
-    assert peer.ask(control.Kill(None)).error is None
-    assert peer.ask(control.Resume(None)).error is None
-    other = Peer(broker, ordinary_user)
-    other.say(hello("x3"))
-    assert isinstance(other.hear(), protocol.Refused)
-
-
-def test_who_ignores_the_kill_switch_gets_no_more_time_and_nobody_dies_in_its_place(
-    broker: SystemBroker, ordinary_user: str
-) -> None:
-    # It connects, leaves the socket to a child, and its number to whoever gets it.
-    ours, theirs = socket.socketpair()
-    parent = os.fork()
-    if parent == 0:
-        peer = Peer(broker, ordinary_user)
-        if os.fork() == 0:
-            ident = peer.open("deaf")
-            ours.close()
-            theirs.send(ident.encode())
-            told = peer.hear()
-            peer.say(protocol.Renew(time.monotonic_ns()))
-            theirs.send(type(told).__name__.encode())
-            theirs.send(type(peer.hear()).__name__.encode())
-        os._exit(0)
-    theirs.close()
-    os.waitpid(parent, 0)
-    ours.settimeout(PATIENCE)
-    assert len(ours.recv(100)) == 16
-    bystander = os.fork()
-    if bystander == 0:
-        import signal
-
-        signal.pause()
-        os._exit(0)
-    try:
-        told = broker.safeclaw("kill", "deaf")
-        assert told.returncode == 125
-        assert "not known to have stopped: deaf (pid" in told.stderr
-        said = b""
-        while piece := ours.recv(100):
-            said += piece
-        assert said == b"KillRefused"
-        assert os.waitpid(bystander, os.WNOHANG) == (0, 0)
-        (end,) = broker.records("--type", "session_end")
-        assert end["reason"] == "ended by the broker: it did not stop when it was told to"
-    finally:
-        ours.close()
-        os.kill(bystander, 9)
-        os.waitpid(bystander, 0)
-
-
-def test_who_does_not_read_is_not_listened_to(
-    broker: SystemBroker, honest: Peer, ordinary_user: str
-) -> None:
-    peer = Peer(broker, ordinary_user)
-    peer.open("deaf")
-    renew = protocol.encode(protocol.Renew(1))
-    sent = 0
-    with contextlib.suppress(TimeoutError):
-        while sent < 100_000:
-            peer.channel.send(renew, 1.0)
-            sent += 1
-    assert sent < 100_000
 
 
 # ---- root's and the broker's hands in others' directories

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from tests.system.conftest import Person, fields
+from tests.system.outside import TRY, Outside, outside, run
 from tests.system.outside_world import EVIL, GOOD
 from tests.system.test_doctor import NO_NAMESPACES, behind
-from tests.system.test_network import TRY, Outside, outside, run
 from tests.system.work import at_work, broker_of, gone, recorded, supervisor_killed, whole
 
 __all__ = ["outside"]

@@ -19,8 +19,8 @@ from safeclaw.daemon import protocol
 from safeclaw.daemon.client import Client
 from tests.system import test_stall as stall
 from tests.system.conftest import Person
+from tests.system.demo import DEMO, at_work
 from tests.system.system_broker import PATIENCE, Making, SystemBroker, brokers, group_of
-from tests.system.test_daemon import DEMO, at_work
 
 __all__ = ["crowd", "place"]
 
