@@ -18,6 +18,8 @@ from safeclaw.daemon.journal import (
     tip,
     upkeep,
 )
+from safeclaw.daemon.journal.report import Finding, Status
+from safeclaw.daemon.journal.verifier import verify
 
 POLICY = PolicyRef(name="default", sha256="ab" * 32, version="1.0")
 DAY = 86_400 * 10**9
@@ -48,6 +50,23 @@ def decision(number: int, *, effect: str = "allow", agent: str = "tester") -> En
 def segment(directory: Path, number: int = 1) -> Path:
     """Return the path of a segment."""
     return directory / files.segment_name(number)
+
+
+def write_chain(state: Path, count: int) -> Path:
+    """Write a closed chain of ``count`` decisions; return its directory."""
+    with Journal.open(state / "journal") as journal:
+        for number in range(count):
+            journal.append(decision(number))
+        journal.commit()
+    return state / "journal"
+
+
+def found(directory: Path) -> Finding:
+    """Return what is wrong with a chain, which must not hold."""
+    report = verify(directory)
+    assert report.status is Status.TAMPERED
+    assert report.finding is not None
+    return report.finding
 
 
 class Host:

@@ -23,8 +23,8 @@ from safeclaw.daemon.evidence.package import build
 from safeclaw.daemon.journal import files, keys
 from safeclaw.daemon.journal.journal import Journal
 from safeclaw.daemon.journal.verifier import read_checkpoint, verify
+from tests.chain_attacks import ANCHORED, FOUND, Chain
 from tests.journals import decision, set_boot_id
-from tests.unit.daemon.test_journal_attacks import ANCHORED, FOUND, Chain
 
 _NEEDED = (files.CHECKPOINT, keys.KEYRING)
 

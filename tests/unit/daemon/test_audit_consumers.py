@@ -26,7 +26,7 @@ from safeclaw.daemon.evidence.summary import summarize
 from safeclaw.daemon.journal import Entry, Journal, RecordType, read
 from safeclaw.daemon.journal.record import Record
 from tests.journals import POLICY
-from tests.unit.daemon.test_audit_export import run
+from tests.unit.daemon.auditing import run
 
 TARGETS: list[tuple[str, dict[str, object]]] = [
     ("file.read", {"path": "/work/a=b|c\\d"}),

@@ -11,7 +11,7 @@ from safeclaw.daemon.cli.main import main
 from safeclaw.daemon.journal import Journal, RecordType, files
 from safeclaw.daemon.journal.record import Entry
 from safeclaw.errors import SafeclawError
-from tests.unit.daemon.test_audit_export import run
+from tests.unit.daemon.auditing import run
 
 NOTHING = ("--since", "2020-01-01", "--until", "2020-01-02")
 

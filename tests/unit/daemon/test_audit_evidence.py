@@ -1,4 +1,4 @@
-"""``safeclaw audit summary`` and ``evidence`` on a real chain, with a real Git history."""
+"""``safeclaw audit evidence`` on a real chain, with a real Git history."""
 
 from __future__ import annotations
 
@@ -12,149 +12,17 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
-from safeclaw.daemon.cli.audit import audit_group
 from safeclaw.daemon.evidence import history
 from safeclaw.daemon.evidence.package import check, check_directory, unpack
 from safeclaw.daemon.journal import Entry, Journal, PolicyRef, RecordType, files, keys
 from safeclaw.daemon.journal.report import Status
 from safeclaw.errors import JournalError, UsageError
-from tests.journals import DAY, Host
 from tests.standalone import PATH, standalone
+from tests.unit.daemon.auditing import run
+from tests.unit.daemon.fortnight import ALL, POLICY, repository, state
 
-POLICY = b'version: "1.0"\nrules:\n  - action: file.read\n    path: "src/**"\n    effect: allow\n'
-CHANGED = POLICY.replace(b"src/**", b"**")
-
-
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(audit_group, list(arguments))
-
-
-def git(place: Path, *arguments: str) -> None:
-    command = ["git", "-C", str(place), "-c", "user.name=A", "-c", "user.email=a@example.com"]
-    subprocess.run([*command, *arguments], check=True, capture_output=True)
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    place = tmp_path / "work"
-    (place / ".safeclaw").mkdir(parents=True)
-    git(place, "init", "-q")
-    for number, content in enumerate((POLICY, CHANGED)):
-        (place / ".safeclaw" / "policy.yaml").write_bytes(content)
-        git(place, "add", ".safeclaw")
-        git(place, "commit", "-qm", f"policy: change {number}")
-    return place
-
-
-@pytest.fixture
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    host = Host(monkeypatch)
-    place = tmp_path / "state"
-    with host.open(place / "journal") as journal:
-        for day in range(14):
-            digest = sha256(POLICY if day < 7 else CHANGED).hexdigest()
-            policy = PolicyRef(name="p", sha256=digest, version="1.0")
-            journal.append(Entry(type=RecordType.POLICY_LOAD, policy=policy, detail={"rules": 3}))
-            for number in range(20):
-                denied = number < (1 if day < 7 else 4)
-                journal.append(
-                    Entry(
-                        type=RecordType.DECISION,
-                        session=f"s-{day}",
-                        agent="[bold]x" if number else "other",
-                        attempt=number,
-                        action="shell.execute" if number == 3 else "file.read",
-                        target={"path": f"<script>{number}"},
-                        decision="deny" if denied else "allow",
-                        rule="p:1" if denied else "p:2",
-                        policy=policy,
-                    )
-                )
-            host.passes(DAY)
-        journal.append(Entry(type=RecordType.FAULT, reason="once"))
-        journal.roll_key()
-    return place
-
-
-ALL = ("--since", "2020-01-01")
-
-
-def test_a_summary_counts_what_there_is(state: Path) -> None:
-    value = json.loads(run("summary", "--state", str(state), *ALL, "--json").stdout)
-    assert (value["evaluations"], value["allowed"], value["denied"]) == (280, 245, 35)
-    assert value["top_denied_actions"] == [["file.read", 28], ["shell.execute", 7]]
-    agents = {item["name"]: item["allowed"] + item["denied"] for item in value["agents"]}
-    assert agents == {"[bold]x": 266, "other": 14}
-    rules = {item["name"]: item["denied"] for item in value["rules"]}
-    assert rules == {"p:1": 35, "p:2": 0}
-    assert value["events"]["fault"] == 1
-    assert [item["decisions"] for item in value["policies"]] == [140, 140]
-    drift = "\n".join(value["drift"])
-    assert "changed 1 times without a new version" in drift
-    assert "1 of 3 rules were never used" in drift
-    assert "denials rise: 24 in the last week, 10" in drift
-
-
-def test_what_was_only_observed_is_not_called_denied(tmp_path: Path) -> None:
-    place = tmp_path / "observed"
-    with Journal.open(place / "journal") as journal:
-        for number, observe in enumerate((True, False)):
-            detail = {"observe": observe, "walls": {"missing": ["landlock"] * (1 - number)}}
-            journal.append(
-                Entry(type=RecordType.SESSION_START, session=f"s-{number}", detail={**detail})
-            )
-            for attempt in range(3):
-                journal.append(
-                    Entry(
-                        type=RecordType.DECISION,
-                        session=f"s-{number}",
-                        agent="a",
-                        attempt=attempt,
-                        action="file.read",
-                        target={"path": "/srv/x"},
-                        decision="deny",
-                        enforced_by="observe" if observe else "openat",
-                        rule="p:1",
-                    )
-                )
-    value = json.loads(run("summary", "--state", str(place), *ALL, "--json").stdout)
-    assert (value["evaluations"], value["allowed"], value["denied"]) == (6, 0, 3)
-    assert value["observed"] == 3
-    assert value["top_denied_targets"] == [["/srv/x", 3]]
-    drift = "\n".join(value["drift"])
-    assert "1 sessions were only observed" in drift
-    assert "3 attempts that the policy denies were let through" in drift
-    assert "1 sessions ran without landlock" in drift
-    shown = run("summary", "--state", str(place), *ALL).stdout
-    assert "3 only observed and let through" in shown
-    ecs = [json.loads(line) for line in
-           run("export", "--state", str(place), "--format", "ecs").stdout.splitlines()]  # fmt: skip
-    outcomes = [one["event"]["outcome"] for one in ecs if "outcome" in one["event"]]
-    assert outcomes == ["success"] * 3 + ["failure"] * 3
-
-
-def test_denials_that_come_from_nothing_rise(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    host = Host(monkeypatch)
-    place = tmp_path / "rising"
-    with host.open(place / "journal") as journal:
-        for day in range(20):
-            for number in range(5):
-                denied = day > 14
-                journal.append(
-                    Entry(
-                        type=RecordType.DECISION,
-                        attempt=number,
-                        decision="deny" if denied else "allow",
-                        rule="p:1",
-                    )
-                )
-            host.passes(DAY)
-    value = json.loads(run("summary", "--state", str(place), *ALL, "--json").stdout)
-    assert value["drift"] == ["denials rise: 25 in the last week, 0 in the one before"]
+__all__ = ["repository", "state"]
 
 
 def test_a_package_names_rules_never_used_and_policies_in_no_commit(
@@ -188,26 +56,6 @@ def test_a_package_names_rules_never_used_and_policies_in_no_commit(
             drift = json.loads(archive.read("summary.json"))["drift"]
             assert any(said in line for line in drift), drift
             assert said in archive.read("summary.html").decode()
-
-
-def test_a_summary_of_one_agent_or_of_nothing(state: Path) -> None:
-    one = json.loads(
-        run("summary", "--state", str(state), *ALL, "--json", "--agent", "other").stdout
-    )
-    assert (one["evaluations"], one["denied"]) == (14, 14)
-    result = run("summary", "--state", str(state), "--since", "2020-01-01", "--until", "2020-02-01")
-    assert result.exit_code == 0
-    assert "no records in this period" in result.stdout
-
-
-def test_what_an_agent_chose_is_neither_markup_nor_a_tag(state: Path) -> None:
-    shown = run("summary", "--state", str(state), *ALL).stdout
-    assert "[bold]x" in shown
-    assert "87.5%" in shown
-    page = run("summary", "--state", str(state), *ALL, "--html").stdout
-    assert "<script>" not in page
-    assert "&lt;script&gt;0" in page
-    assert "@media print" in page
 
 
 @pytest.fixture

@@ -13,9 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from click.testing import CliRunner, Result
 
-from safeclaw.daemon.cli.audit import audit_group
 from safeclaw.daemon.evidence.export import InclusionProof, Manifest, holds
 from safeclaw.daemon.evidence.formats import FORMATS
 from safeclaw.daemon.evidence.sample import Sample
@@ -23,6 +21,7 @@ from safeclaw.daemon.journal import Entry, Journal, RecordType, files, keys
 from safeclaw.daemon.journal.merkle import leaf_hash
 from safeclaw.errors import JournalError, UsageError
 from tests.journals import POLICY, decision
+from tests.unit.daemon.auditing import run
 
 TARGETS: list[tuple[str, dict[str, object]]] = [
     ("file.read", {"path": "/work/a=b|c\\d"}),
@@ -31,10 +30,6 @@ TARGETS: list[tuple[str, dict[str, object]]] = [
     ("network.connect", {"protocol": "tcp", "address": "192.0.2.1", "port": 443}),
     ("file.read", {"path": "=cmd|' /C calc'!A0"}),
 ]
-
-
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(audit_group, list(arguments))
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from safeclaw.daemon.journal.report import Status
 from safeclaw.daemon.journal.verifier import verify
 from safeclaw.errors import SafeclawError
 from tests.journals import DAY, Host, decision
-from tests.unit.daemon.test_audit_export import run
+from tests.unit.daemon.auditing import run
 
 #: How long ago, in days, the segments were begun.
 AGES = (400, 300, 200, 130, 120)

@@ -19,7 +19,7 @@ from safeclaw.policies import loader
 from safeclaw.policies.document import Parent, Policy
 from safeclaw.policies.inherit import MAX_TOTAL
 from safeclaw.policies.model import Decision
-from tests.unit.daemon.test_broker import READ, STRICT, Opened, hello
+from tests.unit.daemon.brokers import READ, STRICT, Opened, hello
 
 LONG = STRICT + b"description: long\n"
 

@@ -10,15 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
-from safeclaw.daemon.cli.audit import audit_group
 from safeclaw.daemon.journal import Entry, Journal, RecordType, files
 from safeclaw.errors import JournalError, UsageError
-
-
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(audit_group, list(arguments))
+from tests.unit.daemon.auditing import run
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from safeclaw.daemon.journal.report import Report, Status
 from safeclaw.daemon.journal.stretch import Stretch
 from safeclaw.daemon.journal.verifier import read_checkpoint, verify
 from safeclaw.daemon.journal.walk import Walk
+from tests.chain_attacks import ANCHORED, FOUND, Chain
 from tests.journals import Host, decision
-from tests.unit.daemon.test_journal_attacks import ANCHORED, FOUND, Chain
 from tests.unit.daemon.test_journal_histories import one_history
 
 VECTORS = Path(__file__).parents[3] / "docs" / "test-vectors"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -23,33 +22,8 @@ from safeclaw.policies.model import (
     ProgramTarget,
     SocketTarget,
 )
-from safeclaw.policies.source import PRESETS, find, load_file, preset_names
 from tests.seed_policies import CC61
-
-CONTEXT = Context(
-    workspace="/ws", home="/home/u", protected=("/state",), read_only=("/ws/.safeclaw/policy.yaml",)
-)
-
-
-def policy(*rules: str, extra: str = "", context: Context = CONTEXT) -> CompiledPolicy:
-    text = 'version: "1.0"\n' + extra + "rules:\n" + "".join(f"  - {{{rule}}}\n" for rule in rules)
-    return compile_policy(load(text, name="p.yaml"), context)
-
-
-def ask(compiled: CompiledPolicy, action: str, path: str, to: str | None = None) -> tuple[str, str]:
-    verdict = compiled.evaluate(Attempt(action, FileTarget(path, to)))
-    return str(verdict.decision), verdict.rule
-
-
-def run(compiled: CompiledPolicy, program: str, *argv: str, via: tuple[str, ...] = ()) -> str:
-    target = ProgramTarget(program, argv or (program,), via)
-    return str(compiled.evaluate(Attempt("shell.execute", target)).decision)
-
-
-def connect(compiled: CompiledPolicy, address: str, port: int = 443, protocol: str = "tcp") -> str:
-    target = AddressTarget(protocol, address, port)
-    return str(compiled.evaluate(Attempt("network.connect", target)).decision)
-
+from tests.unit.policies.verdicts import CONTEXT, ask, connect, policy, run
 
 ALL_FILES = "action: file, path: '/**', effect: allow"
 
@@ -365,44 +339,3 @@ def test_evaluation_takes_the_same_steps_for_ten_rules_and_ten_thousand(
         few.evaluate(attempt)
         lots.evaluate(attempt)
         assert steps(partial(few.evaluate, attempt)) == steps(partial(lots.evaluate, attempt)) > 0
-
-
-@pytest.mark.parametrize("name", preset_names())
-def test_every_shipped_policy_loads_and_denies_secrets_writes_and_the_network(name: str) -> None:
-    compiled = compile_policy(load_file(PRESETS / f"{name}.yaml"), CONTEXT)
-    assert ask(compiled, "file.read", "/ws/secrets/key")[0] == "deny"
-    assert ask(compiled, "file.read", "/home/u/.ssh/id_rsa")[0] == "deny"
-    assert ask(compiled, "file.write.modify", "/etc/passwd")[0] == "deny"
-    assert connect(compiled, "192.0.2.1") == "deny"
-    assert run(compiled, "/usr/bin/sudo", "sudo", "ls") == "deny"
-    assert ask(compiled, "file.read", "/usr/lib/x.so")[0] == "allow"
-    assert (PRESETS / "runtime.yaml").is_file()
-
-
-def test_the_default_policy_opens_the_workspace_but_not_its_secrets() -> None:
-    shown, text = find("default", Path("/ws"))
-    compiled = compile_policy(load(text, name=shown), CONTEXT)
-    assert ask(compiled, "file.write.create", "/ws/a/b.py")[0] == "allow"
-    assert ask(compiled, "file.write.create", "/tmp/x")[0] == "allow"
-    assert ask(compiled, "file.write.rename", "/ws/a", "/tmp/a")[0] == "allow"
-    for path in ("/ws/.env", "/ws/x/.env.local", "/ws/deep/id_rsa", "/ws/tls/server.pem"):
-        assert ask(compiled, "file.read", path)[0] == "deny"
-    assert ask(compiled, "file.read", "/ws/v/site-packages/certifi/cacert.pem")[0] == "allow"
-    assert ask(compiled, "file.read", "/etc/ssl/certs/ca.pem")[0] == "allow"
-    assert ask(compiled, "file.write.create", "/ws/.git/hooks/pre-commit")[0] == "deny"
-    assert ask(compiled, "file.write.rename", "/ws/.git", "/ws/g")[0] == "deny"
-    assert run(compiled, "/usr/bin/git", "git", "status") == "allow"
-
-
-@pytest.mark.parametrize(
-    ("name", "own", "not_own"),
-    [("claude-code", ".claude-safeclaw", ".claude"), ("codex", ".codex-safeclaw", ".codex")],
-)
-def test_an_agents_policy_opens_its_own_state_and_not_what_is_obeyed_outside(
-    name: str, own: str, not_own: str
-) -> None:
-    compiled = compile_policy(load_file(PRESETS / f"{name}.yaml"), CONTEXT)
-    assert ask(compiled, "file.write.create", f"/home/u/{own}/sessions/1")[0] == "allow"
-    for path in (f"/home/u/{not_own}/settings.json", f"/ws/{not_own}/hooks/start", "/ws/.env"):
-        assert ask(compiled, "file.write.create", path)[0] == "deny"
-    assert ask(compiled, "file.write.create", "/ws/src/a.py")[0] == "allow"
