@@ -6,12 +6,12 @@ match is found in time that does not depend on how many rules there are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from safeclaw.policies import network
 from safeclaw.policies.command import Arguments, CommandGlob, command_globs
 from safeclaw.policies.document import Effect, Rule
-from safeclaw.policies.glob import Word, path_globs
+from safeclaw.policies.glob import Word, led, path_globs
 from safeclaw.policies.index import PathIndex
 from safeclaw.policies.model import AddressTarget, ProgramTarget
 from safeclaw.policies.network import Address
@@ -32,8 +32,10 @@ class Buckets:
         workspace: str,
         home: str,
         addresses: tuple[tuple[str, tuple[str, ...]], ...],
+        leads: Mapping[str, str],
     ) -> None:
         self._rules = rules
+        self._leads = leads
         self._place = (workspace, home)
         self._addresses = dict(addresses)
         self._by_pattern: dict[str, list[int]] = {}
@@ -63,7 +65,7 @@ class Buckets:
         while action:
             found.update(self._by_pattern.get(action, ()))
             action = action.rpartition(".")[0]
-        bucket = Bucket(self._place, self._addresses)
+        bucket = Bucket(self._place, self._addresses, self._leads)
         for at in sorted(found):
             bucket.add(at, self._rules[at])
         return bucket
@@ -72,8 +74,14 @@ class Buckets:
 class Bucket:
     """The rules for one action, in their order."""
 
-    def __init__(self, place: tuple[str, str], addresses: dict[str, tuple[str, ...]]) -> None:
+    def __init__(
+        self,
+        place: tuple[str, str],
+        addresses: dict[str, tuple[str, ...]],
+        leads: Mapping[str, str],
+    ) -> None:
         self._workspace, self._home = place
+        self._leads = leads
         self._hosts = _Hosts(addresses)
         self._paths: PathIndex[None] = PathIndex()
         self._programs = _Programs()
@@ -89,12 +97,16 @@ class Bucket:
                 self._always_refusing = at
         if rule.unconditional or rule.hosts or rule.ports or rule.protocols:
             self._hosts.add(at, rule)
+        # SAFETY: what a refusing rule names by a link is refused where that leads, too: it is
+        # there that it is judged.  What is allowed must be named as what it is.
+        leads: Mapping[str, str] = {} if rule.effect is Effect.ALLOW else self._leads
         for text in rule.paths:
             for glob in path_globs(text, workspace=self._workspace, home=self._home):
-                self._paths.add(at, glob, None)
+                for one in led(glob, leads):
+                    self._paths.add(at, one, None)
         for text in rule.commands:
             for command in command_globs(text, workspace=self._workspace, home=self._home):
-                self._programs.add(at, command, rule.effect is Effect.DENY)
+                self._programs.add(at, command, leads, denies=rule.effect is Effect.DENY)
 
     def path(self, path: str) -> int | None:
         """Return the first rule for a file."""
@@ -144,9 +156,10 @@ class _Programs:
         self._globbed: list[tuple[int, bool, Word, Arguments]] = []
         self._paths: PathIndex[Arguments] = PathIndex()
 
-    def add(self, at: int, command: CommandGlob, denies: bool) -> None:
+    def add(self, at: int, command: CommandGlob, leads: Mapping[str, str], *, denies: bool) -> None:
         if command.path is not None:
-            self._paths.add(at, command.path, command.arguments)
+            for one in led(command.path, leads):
+                self._paths.add(at, one, command.arguments)
         elif command.name is not None and command.name.literal is not None:
             self._named.setdefault(command.name.literal, []).append((at, denies, command.arguments))
         elif command.name is not None:

@@ -60,7 +60,8 @@ class Context(msgspec.Struct, frozen=True):
     ``protected`` prefixes are out of reach; ``read_only`` ones (the policy files
     in force) may be read where a rule allows it, but never changed.
     ``interpreter`` are prefixes that the runtime may read.  ``programs`` says
-    where bare names lead; ``addresses`` what host names resolve to.
+    where bare names lead; ``addresses`` what host names resolve to; ``leads``
+    where the literal beginnings of refusing rules lead that have a link on the way.
     """
 
     workspace: str
@@ -70,6 +71,7 @@ class Context(msgspec.Struct, frozen=True):
     interpreter: tuple[str, ...] = ()
     programs: tuple[Program, ...] = ()
     addresses: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    leads: tuple[tuple[str, str], ...] = ()
 
 
 class CompiledPolicy:
@@ -82,7 +84,10 @@ class CompiledPolicy:
         self._verdicts = tuple(_verdict(rule) for rule in self.rules)
         #: Whether some rule leaves its decision to a person.
         self.asks = any(rule.effect is Effect.ASK for rule in self.rules)
-        self._buckets = Buckets(self.rules, context.workspace, context.home, context.addresses)
+        leads = dict(context.leads)
+        self._buckets = Buckets(
+            self.rules, context.workspace, context.home, context.addresses, leads
+        )
         self._aliases: dict[str, tuple[str, ...]] = {}
         for program in context.programs:
             known = self._aliases.get(program.canonical, ())
@@ -92,6 +97,7 @@ class CompiledPolicy:
             (*context.protected, *context.read_only),
             workspace=context.workspace,
             home=context.home,
+            leads=leads,
         )
         self._writable: dict[str, bool] = {}
         self.variables = Variables(policy.environment)

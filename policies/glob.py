@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -234,6 +234,12 @@ class PathGlob(msgspec.Struct, frozen=True):
         if below in ("", "/"):
             return _match_parts(self.rest, ())
         return below[0] == "/" and _match_parts(self.rest, below[1:].split("/"))
+
+
+def led(found: PathGlob, leads: Mapping[str, str]) -> tuple[PathGlob, ...]:
+    """Return a glob, and the one for where its literal beginning leads (``Context.leads``)."""
+    real = leads.get(found.prefix)
+    return (found,) if real is None else (found, PathGlob(real, found.rest))
 
 
 def _match_parts(parts: Sequence[Part], names: Sequence[str]) -> bool:

@@ -13,10 +13,10 @@ and remembered: a rename costs the same however many rules deny.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from safeclaw.policies.document import Effect, Rule
-from safeclaw.policies.glob import Part, PathGlob, Word, path_globs
+from safeclaw.policies.glob import Part, PathGlob, Word, led, path_globs
 from safeclaw.policies.index import Prefixes, ancestors
 
 #: How many directories, and how many states, are remembered; then all are forgotten.
@@ -27,7 +27,13 @@ class Moves:
     """The denying path rules of a policy, and what no rule can open."""
 
     def __init__(
-        self, rules: Iterable[Rule], kept: Iterable[str], *, workspace: str, home: str
+        self,
+        rules: Iterable[Rule],
+        kept: Iterable[str],
+        *,
+        workspace: str,
+        home: str,
+        leads: Mapping[str, str],
     ) -> None:
         self._kept = Prefixes(dict.fromkeys(kept))
         prefixes: dict[str, int | None] = {}
@@ -36,9 +42,10 @@ class Moves:
             if rule.effect is Effect.ALLOW:
                 continue
             for text in rule.paths:
-                for glob in path_globs(text, workspace=workspace, home=home):
-                    prefixes.setdefault(glob.prefix, at)
-                    globs.append((at, glob))
+                for written in path_globs(text, workspace=workspace, home=home):
+                    for glob in led(written, leads):
+                        prefixes.setdefault(glob.prefix, at)
+                        globs.append((at, glob))
         self._prefixes = Prefixes(prefixes)
         self._looks = _Looks(globs)
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from safeclaw.errors import PolicyError
 from safeclaw.policies import command
 from safeclaw.policies.compiled import Context, Program
-from safeclaw.policies.document import MAX_BYTES, RUNTIME_NAME, Parent, Policy, Rule
+from safeclaw.policies.document import MAX_BYTES, RUNTIME_NAME, Effect, Parent, Policy, Rule
+from safeclaw.policies.glob import path_globs
 from safeclaw.policies.reach import names_to_resolve
 
 PRESETS = Path(__file__).resolve().parent / "presets"
@@ -23,6 +24,8 @@ IN_WORKSPACE = Path(".safeclaw") / "policy.yaml"
 DEFAULT = "default"
 #: How long the names that rules refuse may take to resolve, in seconds, all together.
 _RESOLVING = 2.0
+#: No file can be reached by a name of so many bytes (limits.h).
+_PATH_MAX = 4096
 SYSTEM_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 
 
@@ -171,7 +174,38 @@ def context(
             for name, found in sorted(programs.items())
         ),
         addresses=_addresses(policy) if resolve else (),
+        leads=_leads(policy, os.path.realpath(workspace), os.path.realpath(home)),
     )
+
+
+def _leads(policy: Policy, workspace: str, home: str) -> tuple[tuple[str, str], ...]:
+    """Return the literal beginnings of refusing rules that have a link on the way: where they lead.
+
+    What lies in /proc and /dev leads elsewhere for each process.
+    """
+    found: dict[str, str] = {}
+    parents: dict[str, str] = {}
+    for rule in policy.rules:
+        if rule.effect is Effect.ALLOW:
+            continue
+        globs = [
+            one for text in rule.paths for one in path_globs(text, workspace=workspace, home=home)
+        ]
+        for text in rule.commands:
+            commands = command.command_globs(text, workspace=workspace, home=home)
+            globs += [one.path for one in commands if one.path is not None]
+        for prefix in {one.prefix for one in globs}:
+            if len(prefix) >= _PATH_MAX or prefix.startswith(("/proc/", "/dev/")):
+                continue
+            parent, _, name = prefix.rpartition("/")
+            if parent not in parents:
+                parents[parent] = os.path.realpath(parent or "/")
+            real = os.path.join(parents[parent], name)
+            if os.path.islink(real):
+                real = os.path.realpath(real)
+            if real != prefix:
+                found[prefix] = real
+    return tuple(sorted(found.items()))
 
 
 def _places(paths: tuple[str, ...]) -> tuple[str, ...]:

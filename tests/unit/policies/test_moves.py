@@ -55,7 +55,7 @@ def test_a_move_is_let_through_when_the_rules_look_for_the_same(
     globs: list[str], ends: list[tuple[str, str]]
 ) -> None:
     # one for all moves: what it remembers of one must not change the next
-    moves = Moves(_rules(globs), (), workspace="/ws", home="/home/u")
+    moves = Moves(_rules(globs), (), workspace="/ws", home="/home/u", leads={})
     for path, to in ends:
         obstacle = moves.obstacle(path, to)
         before, after = _remaining(globs, path), _remaining(globs, to)
@@ -86,7 +86,11 @@ def _lies(place: str, end: str) -> bool:
 
 def test_many_directories_and_states_are_forgotten_in_time() -> None:
     moves = Moves(
-        _rules(["**/.git/hooks/**", "**/*/k[0-4]/**"]), (), workspace="/ws", home="/home/u"
+        _rules(["**/.git/hooks/**", "**/*/k[0-4]/**"]),
+        (),
+        workspace="/ws",
+        home="/home/u",
+        leads={},
     )
     for number in range(3000):
         assert moves.obstacle(f"/ws/{number}/a", f"/ws/{number}/b") is None

@@ -60,3 +60,22 @@ def test_the_context_says_where_bare_names_lead(tmp_path: Path) -> None:
     )
     (tool,) = [item for item in found.programs if item.name == "tool"]
     assert (tool.found, tool.canonical) == (f"{tmp_path}/bin/tool", str(real))
+
+
+def test_the_context_says_where_refusing_rules_lead_by_links(tmp_path: Path) -> None:
+    (tmp_path / "real" / "keys").mkdir(parents=True)
+    (tmp_path / "linked").symlink_to("real")
+    (tmp_path / "rm").symlink_to("real/tool")
+    policy = load(
+        'version: "1.0"\nrules:\n'
+        '  - {action: file, path: ["linked/keys/**", "real/**", "/proc/self/**"], effect: deny}\n'
+        '  - {action: shell.execute, command: "./{rm,mv} *", effect: ask}\n'
+        '  - {action: file, path: "linked/allowed/**", effect: allow}\n'
+        f'  - {{action: file, path: "{"a/" * 100_000}b", effect: deny}}\n',
+        name="p.yaml",
+    )
+    found = source.context(policy, workspace=tmp_path, home=tmp_path, resolve=False)
+    assert dict(found.leads) == {
+        f"{tmp_path}/linked/keys": f"{tmp_path}/real/keys",
+        f"{tmp_path}/rm": f"{tmp_path}/real/tool",
+    }
