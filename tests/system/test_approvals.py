@@ -3,37 +3,41 @@
 from __future__ import annotations
 
 import re
+import subprocess
 
 import pytest
 
 from tests.system.conftest import Person
 from tests.system.demo import DEMO, making, member
-from tests.system.system_broker import Making, until_line
+from tests.system.system_broker import Making, SystemBroker, until_line
 
 __all__ = ["making", "member"]
 
 
-def asked(line: str) -> str:
+def asked(running: subprocess.Popen[str]) -> str:
+    """Return the name of the next question that a run says it waits for."""
+    line = until_line(running, "waiting for approval")
     match = re.search(r"waiting for approval ([0-9a-f]+):", line)
     assert match, line
     return match[1]
 
 
-def asked_directory(person: Person) -> None:
+def ready(making: Making, person: Person, **settings: object) -> tuple[SystemBroker, str]:
+    """Start a broker for the agent demo, which is to ask about what is in asked; its key."""
+    broker = making(**settings)
     (person.workspace / "asked").mkdir()
     person.own()
+    return broker, broker.add("demo")
 
 
 @pytest.mark.parametrize("answer", ["once", "session", "no"])
 def test_a_person_decides_and_the_attempt_waits(
     making: Making, member: Person, answer: str
 ) -> None:
-    broker = making()
-    key = broker.add("demo")
-    asked_directory(member)
+    broker, key = ready(making, member)
     script = "mkdir asked/one && rmdir asked/one"
     with broker.run(member, "--agent", "demo", "--", "sh", "-c", script, key=key) as running:
-        name = asked(until_line(running, "waiting for approval"))
+        name = asked(running)
         assert not (member.workspace / "asked/one").exists()
         (shown,) = broker.ask("approvals", "list")
         assert shown["approval"] == name
@@ -43,7 +47,7 @@ def test_a_person_decides_and_the_attempt_waits(
         else:
             more = ["--session"] if answer == "session" else []
             broker.ask("approvals", "approve", name, *more, "--why", "fine")
-            second = asked(until_line(running, "waiting for approval"))
+            second = asked(running)
             assert second != name, "another attempt is another question"
             broker.ask("approvals", "approve", second)
         running.communicate(timeout=60)
@@ -70,13 +74,11 @@ def test_a_person_decides_and_the_attempt_waits(
 def test_what_was_granted_for_the_session_is_not_asked_again(
     making: Making, member: Person
 ) -> None:
-    broker = making()
-    key = broker.add("demo")
-    asked_directory(member)
+    broker, key = ready(making, member)
     script = "for n in 1 2 3; do mkdir asked/one && rmdir asked/one || exit 1; done"
     with broker.run(member, "--agent", "demo", "--", "sh", "-c", script, key=key) as running:
         for _ in range(2):  # to make it, and to remove it: two attempts
-            name = asked(until_line(running, "waiting for approval"))
+            name = asked(running)
             broker.ask("approvals", "approve", name, "--session")
         running.communicate(timeout=60)
         assert running.returncode == 0
@@ -86,9 +88,7 @@ def test_what_was_granted_for_the_session_is_not_asked_again(
 
 
 def test_no_answer_in_time_is_a_no(making: Making, member: Person) -> None:
-    broker = making(approval_timeout=0.5)
-    key = broker.add("demo")
-    asked_directory(member)
+    broker, key = ready(making, member, approval_timeout=0.5)
     ran = member.finish(broker.run(member, "--agent", "demo", "--", "mkdir", "asked/one", key=key))
     assert ran.returncode == 1
     assert not (member.workspace / "asked/one").exists()
@@ -97,12 +97,10 @@ def test_no_answer_in_time_is_a_no(making: Making, member: Person) -> None:
 
 
 def test_a_storm_of_one_question_is_asked_once(making: Making, member: Person) -> None:
-    broker = making()
-    key = broker.add("demo")
-    asked_directory(member)
+    broker, key = ready(making, member)
     script = "for n in 1 2 3 4 5 6 7 8; do mkdir asked/one 2>>errors & done; wait; ls asked"
     with broker.run(member, "--agent", "demo", "--", "sh", "-c", script, key=key) as running:
-        name = asked(until_line(running, "waiting for approval"))
+        name = asked(running)
         # all eight wait before the one answer is given
         waiting = 0
         while waiting < 8:
@@ -119,12 +117,10 @@ def test_a_storm_of_one_question_is_asked_once(making: Making, member: Person) -
 def test_the_agents_own_user_cannot_approve_it(making: Making, person: Person) -> None:
     if person.name == "root":
         return  # root may
-    broker = making()
-    key = broker.add("demo")
-    asked_directory(person)
+    broker, key = ready(making, person)
     words = ("--agent", "demo", "--", "mkdir", "asked/one")
     with broker.run(person, *words, key=key) as running:
-        name = asked(until_line(running, "waiting for approval"))
+        name = asked(running)
         tried = person.safeclaw("approvals", "approve", name, "--broker", str(broker.socket))
         assert tried.returncode == 125
         assert not (person.workspace / "asked/one").exists()
@@ -141,12 +137,10 @@ CLOSED = DEMO.replace('path: "asked/**", effect: ask', 'path: "asked/**", effect
 def test_what_waits_for_a_yes_is_decided_by_a_policy_that_comes_meanwhile(
     making: Making, member: Person, policy: str, made: bool
 ) -> None:
-    broker = making()
-    key = broker.add("demo")
-    asked_directory(member)
+    broker, key = ready(making, member)
     words = ("--agent", "demo", "--", "mkdir", "asked/one")
     with broker.run(member, *words, key=key) as running:
-        name = asked(until_line(running, "waiting for approval"))
+        name = asked(running)
         broker.policy("demo", policy)
         assert running.wait(60) == (0 if made else 1)
         running.communicate()
@@ -166,14 +160,12 @@ def test_what_waits_for_a_yes_is_decided_by_a_policy_that_comes_meanwhile(
 
 
 def test_another_policy_that_still_asks_asks_anew(making: Making, member: Person) -> None:
-    broker = making()
-    key = broker.add("demo")
-    asked_directory(member)
+    broker, key = ready(making, member)
     words = ("--agent", "demo", "--", "mkdir", "asked/one")
     with broker.run(member, *words, key=key) as running:
-        name = asked(until_line(running, "waiting for approval"))
+        name = asked(running)
         broker.policy("demo", DEMO.replace("a person looks at it", "two people look at it"))
-        second = asked(until_line(running, "waiting for approval"))
+        second = asked(running)
         assert second != name
         broker.ask("approvals", "approve", second)
         running.communicate(timeout=60)

@@ -10,23 +10,23 @@ import hashlib
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from safeclaw.daemon import control
 from safeclaw.daemon.client import Client
 from safeclaw.daemon.peer import peer_of
 from safeclaw.errors import BrokerError
 from safeclaw.sandbox import linux
+from tests.system.admins import ANN, BOB, DEMO, NEWS, WIDE, as_admin, in_force, making, ruled
 from tests.system.conftest import Person
-from tests.system.system_broker import Making, brokers, group_of
-from tests.system.test_policy_change import ANN, BOB, DEMO, WIDE, as_admin, in_force, ruled
+from tests.system.system_broker import Making
 
-#: The group of administrators in these tests, and a uid of the kind that subuid(5) hands out.
-_NEWS, SUBORDINATE = 9, 3_000_000_000
+__all__ = ["making"]
+
+#: A uid of the kind that subuid(5) hands out.
+SUBORDINATE = 3_000_000_000
 #: Two policies whose hashes begin with the same 12 digits: 2**24 tries each, under a minute.
 HARMLESS = """\
 version: "1.0"
@@ -45,12 +45,6 @@ rules:
 """
 
 
-@pytest.fixture(name="making")
-def _making(ordinary_user: str) -> Iterator[Making]:
-    with brokers(group_of(ordinary_user), DEMO) as make:
-        yield make
-
-
 def as_subordinate(owner: int, uid: int, work: Callable[[], Any]) -> Any:
     """Do something as an administrator who takes one of her subordinate uids.
 
@@ -63,7 +57,7 @@ def as_subordinate(owner: int, uid: int, work: Callable[[], Any]) -> Any:
     child = os.fork()
     if child == 0:
         try:
-            os.setgroups([_NEWS])
+            os.setgroups([NEWS])
             os.setresgid(65534, 65534, 65534)
             os.setresuid(owner, owner, owner)
             linux.unshare(linux.CLONE_NEWUSER)
@@ -119,7 +113,7 @@ def test_one_administrator_is_not_as_many_as_she_has_subordinate_uids(
         as_subordinate(ANN, SUBORDINATE, show)
         with listener.accept()[0] as accepted:
             peer = peer_of(accepted)
-    assert (peer.uid, _NEWS in peer.groups) == (SUBORDINATE, True)
+    assert (peer.uid, NEWS in peer.groups) == (SUBORDINATE, True)
     assert "not permitted" in as_subordinate(ANN, SUBORDINATE, again)
     assert in_force(broker) == before
     # The same from a process of a user of this system's is the second yes.

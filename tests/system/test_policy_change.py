@@ -7,27 +7,18 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-from safeclaw.daemon.cli.main import main
+from tests.system.admins import ANN, BOB, DEMO, WIDE, as_admin, in_force, making, ruled
 from tests.system.conftest import Person
-from tests.system.system_broker import Making, SystemBroker, as_somebody, brokers, group_of
+from tests.system.system_broker import Making, Pace, SystemBroker
 
-#: A group that nobody is in, and two users that nobody is; every Debian has them.
-_NEWS = 9
-ANN, BOB = 1, 2
-DEMO = """\
-version: "1.0"
-rules:
-  - {action: file.write, path: "later/**", effect: deny}
-  - {action: [file.read, file.write], path: "**", effect: allow}
-  - {action: shell.execute, command: "/usr/** *", effect: allow}
-"""
-WIDE = DEMO.replace("later/**", "elsewhere/**")
+__all__ = ["making"]
+
 NARROW = DEMO.replace(
     "rules:\n", 'rules:\n  - {action: file.write, path: "now/**", effect: deny}\n'
 )
@@ -44,33 +35,6 @@ while True:
 """
 
 
-@pytest.fixture(name="making")
-def _making(ordinary_user: str) -> Iterator[Making]:
-    with brokers(group_of(ordinary_user), DEMO) as make:
-        yield make
-
-
-def ruled(making: Making, ordinary_user: str, *, on: bool = True) -> SystemBroker:
-    """Start a broker with two administrators, and the rule; demo is in force, and registered."""
-    groups = {"run": group_of(ordinary_user), "admin": "news", "audit": "uucp"}
-    broker = making(groups=groups)
-    broker.settings["groups"] = groups
-    broker.ask("agent", "add", "demo", "--policy", "demo", "--owner", "o", "--environment", "e")
-    broker.configure({**broker.settings, "require_approval": on})
-    broker.stop()
-    broker.start()
-    return broker
-
-
-def as_admin(broker: SystemBroker, uid: int, *words: str) -> int:
-    """Run ``safeclaw WORDS…`` as an administrator who is not root; return its status."""
-    status = as_somebody(
-        uid, [_NEWS], lambda: main([*words, "--broker", str(broker.socket), "--json"])
-    )
-    assert isinstance(status, int)
-    return status
-
-
 def events(broker: SystemBroker) -> list[str]:
     """Return what has happened to policies, but for what sessions say."""
     return [
@@ -80,15 +44,9 @@ def events(broker: SystemBroker) -> list[str]:
     ]
 
 
-def in_force(broker: SystemBroker) -> str:
-    return str(broker.reload()["in_force"]["demo"])
-
-
 @contextmanager
 def trying(broker: SystemBroker, person: Person) -> Generator[tuple[Any, subprocess.Popen[str]]]:
     """Have the agent demo try to make later/one until it may."""
-    from tests.system.system_broker import Pace
-
     key = str(broker.ask("agent", "rotate-key", "demo")["api_key"])
     (person.workspace / "later").mkdir()
     person.write("later.py", LATER)
