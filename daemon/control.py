@@ -11,7 +11,8 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from safeclaw.daemon.protocol import JsonObject
-from safeclaw.errors import ProtocolError
+from safeclaw.errors import ProtocolError, UsageError
+from safeclaw.policies.model import printable
 
 #: How many of the newest records can be asked for.
 LAST_MAX = 100_000
@@ -219,8 +220,13 @@ def is_request(data: bytes) -> bool:
 
 
 def encode(message: Request | Reply) -> bytes:
-    """Return the message as bytes."""
-    return msgspec.json.encode(message)
+    """Return the message as bytes; UsageError where somebody typed what is no text."""
+    try:
+        return msgspec.json.encode(message)
+    except UnicodeEncodeError as problem:
+        raise UsageError(
+            f"{printable(problem.object)}: not UTF-8", hint="names and reasons are text"
+        ) from problem
 
 
 def decode(data: bytes) -> Request:

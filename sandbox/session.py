@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from safeclaw.errors import CommandError, SafeclawError, WallError
-from safeclaw.policies.model import Attempt, OtherTarget
+from safeclaw.policies.model import Attempt, OtherTarget, printable
 from safeclaw.sandbox import first, landlock, limits, linux, names, walls
 from safeclaw.sandbox.filters import build
 from safeclaw.sandbox.gate import Gate
@@ -315,7 +315,7 @@ def _confine(
 def describe(
     spec: LaunchSpec, steps: tuple[walls.Step, ...], abi: int, held: limits.Plan
 ) -> dict[str, object]:
-    """Return what was put up, for a person and for the session's first record."""
+    """Return what was put up, for a person and for the session's first record: printable."""
     found: dict[str, object] = {"isolation": spec.isolation.value}
     missing = [f"landlock: {name}" for name in landlock.lacking(abi)]
     if held.wants_group and not spec.cgroup:
@@ -335,8 +335,8 @@ def describe(
         "no_new_privs": True,
         "network": network,
         "resources": list(held.said),
-        "cgroup": spec.cgroup,
-        "view": [str(step) for step in steps],
+        "cgroup": printable(spec.cgroup),
+        "view": [printable(str(step)) for step in steps],
     }
 
 

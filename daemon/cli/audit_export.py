@@ -20,7 +20,7 @@ from safeclaw.daemon.evidence.sample import draw
 from safeclaw.daemon.evidence.selection import Query
 from safeclaw.daemon.journal.filter import EVERY, Filter
 from safeclaw.daemon.journal.text import safe, summary
-from safeclaw.errors import JournalError
+from safeclaw.errors import JournalError, UsageError
 
 
 def query_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -114,6 +114,10 @@ def sample_command(
     wanted: Filter,
 ) -> None:
     """Print the sample; as JSON with the lines and their proofs."""
+    try:
+        seed.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"--seed {safe(seed)}: not UTF-8", hint="any words of yours do") from None
     asked = query(since, until, wanted)
     sample = draw(state / "journal", asked, count, seed)
     if as_json:

@@ -136,10 +136,13 @@ class _Run:
             printable(options.agent or os.path.basename(options.command[0])),
             tuple(printable(word) for word in options.command),
             printable(str(self._workspace)),
-            name,
+            printable(name),
             text,
             options.observe,
-            policy_parents=parents,
+            policy_parents=tuple(
+                msgspec.structs.replace(one, child=printable(one.child), name=printable(one.name))
+                for one in parents
+            ),
             home=printable(os.path.realpath(_home())),
             credential=credential,
         )
@@ -358,9 +361,9 @@ class _Run:
             elif isinstance(value, list):
                 display.tell(f"safeclaw: {name}:")
                 for item in value:  # pyright: ignore[reportUnknownVariableType]
-                    display.tell(f"safeclaw:   {printable(str(item))}")  # pyright: ignore[reportUnknownArgumentType]
+                    display.tell(f"safeclaw:   {item}")  # pyright: ignore[reportUnknownArgumentType]
             else:
-                display.tell(f"safeclaw: {name}: {printable(str(value))}")
+                display.tell(f"safeclaw: {name}: {value}")
 
     def _pass_on(self) -> int:
         """Let SIGTERM and SIGHUP end the agent, and the session in good order.

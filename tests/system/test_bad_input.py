@@ -312,3 +312,39 @@ def test_what_may_be_written_but_cannot_be_made_is_said(person: Person) -> None:
     assert done.returncode == 3, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if "is not there" in line]
     assert line.startswith(f"safeclaw: {home}/not-there, which the policy lets the agent write")
+
+
+# --- names that are no text
+
+
+def test_a_workspace_and_a_policy_may_have_names_that_are_not_utf8(person: Person) -> None:
+    odd = os.fsdecode(b"odd-\xff\xfe")
+    person.write(
+        f"{odd}/{odd}.yaml",
+        'version: "1.0"\nextends: [parent.yaml]\nrules:\n  - {action: network, effect: deny}\n',
+    )
+    person.write(
+        f"{odd}/parent.yaml",
+        'version: "1.0"\nrules:\n'
+        '  - {action: [file.read, file.write], path: "**", effect: allow}\n'
+        "  - {action: shell.execute, effect: allow}\n",
+    )
+    for policy in ((), ("--policy", f"./{odd}.yaml")):
+        command = person.command("run", "-v", *policy, "--", *AGENT)
+        clear(person.finish(person.start(command, person.workspace / odd)), 0, "odd-\\xff\\xfe")
+        (person.workspace / odd / "ran").unlink()
+    assert person.safeclaw("audit", "verify").returncode == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(("agent", word) for word in ("show", "revoke", "rotate-key")),
+        *(("approvals", word) for word in ("approve", "deny")),
+        *(("kill",), ("kill", "x", "--why"), ("resume",), ("resume", "x", "--why")),
+        ("audit", "sample", "--seed"),
+    ],
+    ids=" ".join,
+)
+def test_a_word_that_is_no_text_is_a_usage_error(person: Person, words: tuple[str, ...]) -> None:
+    clear(person.safeclaw(*words, os.fsdecode(b"odd-\xff")), 2, "odd-", "hint: ")
