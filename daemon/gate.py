@@ -20,6 +20,7 @@ from typing import Protocol
 
 from safeclaw.daemon import protocol
 from safeclaw.daemon.channel import Channel
+from safeclaw.daemon.errands import Errands
 from safeclaw.daemon.judge import Evaluator, Judge, Known
 from safeclaw.daemon.line import GRACE, UNACKNOWLEDGED_MAX, Line, Reconnect
 from safeclaw.errors import BrokerError
@@ -72,6 +73,7 @@ class Gate:
         self._on_killed = on_killed
         self._adopt = adopt
         self._adopted = adopted
+        self._adoptions = Errands("adoption")
         self._asking: dict[int, Attempt] = {}
         self._line = Line(
             channel,
@@ -173,6 +175,8 @@ class Gate:
             )
 
         answer = self._line.ask(message)
+        # It may be that another policy is to decide: then that one has come before it.
+        self._adoptions.settle()
         if answer is None:
             return Known(known.tail, known.verdict, known.answer, waits=False)
         self._asking.pop(answer.ticket, None)
@@ -195,16 +199,22 @@ class Gate:
                 if self._on_asked is not None and attempt is not None:
                     self._on_asked(message, attempt)
             case protocol.Replace(policy):
-                self._replace(policy)
-            case protocol.Lease():
+                # INVARIANT: not by who listens: that takes ``sending``, and who holds it may
+                # wait for what the broker says next.
+                self._adoptions.put(lambda: self._replace(policy))
+            case protocol.Lease(policy=policy):
                 # the broker is back, perhaps with another policy than this session's
-                if message.policy.sha256 != self._adopted:
-                    self._replace(message.policy)
+                self._adoptions.put(lambda: self._go_on_under(policy))
+                self._adoptions.settle()
             case protocol.Kill(reason):
                 if self._on_killed is not None:
                     self._on_killed(reason)
             case _:
                 pass
+
+    def _go_on_under(self, policy: Policy) -> None:
+        if policy.sha256 != self._adopted:
+            self._replace(policy)
 
     def _replace(self, policy: Policy) -> None:
         """Decide by another policy from the next number on."""

@@ -274,7 +274,8 @@ class Line:
                     # Counted from when it was asked: an answer that lay in the socket
                     # while this process was stopped gives no new time.
                     self._granted = at
-                    if self.killed is None:
+                    # SAFETY: one that was on its way when all ended gives no time, either.
+                    if self.killed is None and self.lost is None and not self.suspended:
                         self.lease_until = at + protocol.LEASE_NS
                         self.renew_at = at + RENEW_NS
                     self._answered.notify_all()
@@ -330,37 +331,54 @@ class Line:
     def _resume(self, reconnect: Reconnect) -> bool:
         """Find the broker again within the grace time, and send what it may not have."""
         deadline = time.monotonic() + self._grace
+        while (found := self._find(reconnect, deadline)) is not None:
+            channel, lease = found
+            # INVARIANT: before anybody goes on, what the broker decides by now is in force here.
+            self._on_message(lease)
+            if self._catch_up(channel):
+                return True
+            channel.close()
+            if time.monotonic() >= deadline:
+                self._not_back()
+        return False
+
+    def _find(self, reconnect: Reconnect, deadline: float) -> tuple[Channel, protocol.Lease] | None:
+        """Return a channel to a broker that goes on with the session; None when it is lost."""
         while self.lost is None:
             try:
-                channel, lease = reconnect()
-                break
+                return reconnect()
             except (OSError, BrokerGoneError):
                 if time.monotonic() >= deadline:
-                    self.lose(f"the broker has gone, and is not back after {self._grace:g} s")
+                    self._not_back()
                 else:
                     time.sleep(_LOOK_AGAIN)  # nothing tells when somebody listens again
             except BrokerError as problem:
                 self.lose(problem.message)
-        else:
-            return False
+        return None
+
+    def _not_back(self) -> None:
+        self.lose(f"the broker has gone, and is not back after {self._grace:g} s")
+
+    def _catch_up(self, channel: Channel) -> bool:
+        """Send what the broker may not have, and go on; False when it has gone again."""
         # INVARIANT: whoever holds ``sending`` while the broker is away lets go of it at once.
         with self.sending:
+            with self._answered:
+                packets = list(self.unacknowledged)
+            # A copy, at once: whoever was answered takes the question away at any moment.
+            questions = list(self._questions.values())
+            packets += [one.packet for one in questions if one.answer is None]
             try:
-                with self._answered:
-                    packets = list(self.unacknowledged)
-                packets += [one.packet for one in self._questions.values() if one.answer is None]
                 for packet in packets:
                     channel.send(packet, self._grace)
                 channel.send(protocol.encode(protocol.Flush()), self._grace)
             except OSError:
-                channel.close()
-                return self._resume(reconnect)
+                return False
             self.channel.close()
             self.channel = channel
             with self._answered:
                 self.suspended = False
                 self._answered.notify_all()
-        self._on_message(lease)
         return True
 
     def lose(self, reason: str, *, silent: bool = False) -> None:

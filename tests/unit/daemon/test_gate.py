@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,111 +9,23 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 
 from safeclaw.daemon import protocol
-from safeclaw.daemon.channel import Channel
 from safeclaw.daemon.gate import Gate
 from safeclaw.daemon.line import Line
 from safeclaw.errors import BrokerError
 from safeclaw.policies.compiled import CompiledPolicy, Context, compile_policy
 from safeclaw.policies.document import Policy
 from safeclaw.policies.loader import load
-from safeclaw.policies.model import Attempt, Decision, FileTarget, Verdict
-
-POLICY = b"""
-version: "1.0"
-rules:
-  - {action: file.read, path: "src/**", effect: allow, reason: sources}
-  - {action: file.write, path: "ask/**", effect: ask}
-  - {action: "*", effect: deny}
-"""
-READ = Attempt("file.read", FileTarget("/w/src/a"))
-SECRET = Attempt("file.read", FileTarget("/w/secret"))
-
-
-def compiled() -> CompiledPolicy:
-    return compile_policy(load(POLICY, name="p.yaml"), Context("/w", "/home/u"))
-
-
-class Far:
-    """The broker's end: answers by its own rules, and remembers what it was told."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.channel = Channel(sock, message_max=1 << 22)
-        self.heard: list[protocol.ToBroker] = []
-        self.grants = True
-        self.acknowledges = True
-        self.on_adopted: Callable[[], object] = lambda: None
-        self.thread = threading.Thread(target=self._serve)
-        self.thread.start()
-
-    def _serve(self) -> None:
-        number = 0
-        while True:
-            try:
-                data = self.channel.receive()
-            except OSError:
-                return
-            if data is None:
-                return
-            message = protocol.decode_to_broker(data)
-            self.heard.append(message)
-            match message:
-                case protocol.Renew(at):
-                    if self.grants:
-                        self.say(protocol.Granted(at))
-                case protocol.Flush():
-                    if self.acknowledges:
-                        self.say(protocol.Ack(number))
-                case protocol.Decided(number=n) | protocol.Started(number=n):
-                    number = n
-                case protocol.Adopted():
-                    self.on_adopted()
-                case protocol.End():
-                    self.say(protocol.Ack(number))
-                    self.say(protocol.Ended())
-                case _:
-                    pass
-
-    def say(self, message: protocol.ToSupervisor) -> None:
-        self.channel.send(protocol.encode(message), 1.0)
-
-    def decisions(self) -> list[protocol.Decided]:
-        return [message for message in self.heard if isinstance(message, protocol.Decided)]
-
-
-class Setting:
-    """A gate, the far end, and what the gate reported."""
-
-    def __init__(self) -> None:
-        one, two = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.near = Channel(one, message_max=1 << 22)
-        self.far = Far(two)
-        self.lost: list[str] = []
-        self.lost_event = threading.Event()
-        self.denied: list[Attempt] = []
-
-    def gate(self, *, grace: float = 5.0, strict: bool = False, observe: bool = False) -> Gate:
-        def on_lost(reason: str) -> None:
-            self.lost.append(reason)
-            self.lost_event.set()
-
-        def on_denied(attempt: Attempt, verdict: Verdict) -> None:
-            assert verdict.decision is Decision.DENY
-            self.denied.append(attempt)
-
-        return Gate(
-            self.near,
-            compiled(),
-            on_lost=on_lost,
-            on_denied=on_denied,
-            strict=strict,
-            observe=observe,
-            grace=grace,
-        )
-
-    def close(self) -> None:
-        self.near.close()
-        self.far.channel.close()
-        self.far.thread.join()
+from safeclaw.policies.model import Attempt, Decision, Verdict
+from tests.brokers_end import (
+    POLICY,
+    READ,
+    SECRET,
+    Setting,
+    compiled,
+    judge,
+    wait_for,
+    wait_until,
+)
 
 
 @pytest.fixture(name="setting")
@@ -122,10 +33,6 @@ def _setting() -> Iterator[Setting]:
     setting = Setting()
     yield setting
     setting.close()
-
-
-def judge(gate: Gate, attempt: Attempt) -> Verdict:
-    return gate.judge(attempt, pid=7, exe="/bin/a", enforced_by="seccomp-notify")
 
 
 def test_decisions_are_numbered_and_handed_over_with_their_verdict(setting: Setting) -> None:
@@ -176,7 +83,7 @@ def test_an_attempt_waits_for_a_broker_that_is_late(setting: Setting) -> None:
     found: list[Verdict] = []
     waiting = threading.Thread(target=lambda: found.append(judge(gate, READ)))
     waiting.start()
-    renew = wait_for(lambda: [m for m in setting.far.heard if isinstance(m, protocol.Renew)])
+    renew = wait_for(setting.far.renewals)
     assert found == []
     # From a clock that runs ahead, so that the answer is in time on any machine.
     setting.far.say(protocol.Granted(renew[0].at + 3_600_000_000_000))
@@ -285,15 +192,6 @@ def test_many_threads_use_every_number_once_and_in_order(setting: Setting) -> No
     assert [m.number for m in setting.far.decisions()] == list(range(2, 1602))
 
 
-def wait_for(probe: Callable[[], list[protocol.Renew]]) -> list[protocol.Renew]:
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        found = probe()
-        if found:
-            return found
-    raise AssertionError("it never happened")
-
-
 def test_a_repeated_attempt_takes_its_number_among_the_judged(setting: Setting) -> None:
     gate = setting.gate()
     gate.started({})
@@ -341,12 +239,6 @@ def test_nothing_is_repeated_on_a_lease_that_lapsed_or_after_the_loss(setting: S
     assert setting.lost_event.wait(10)
     assert not again(7, time.monotonic_ns())
     assert len(gate.unacknowledged) == kept
-
-
-def wait_until(probe: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not probe():
-        assert time.monotonic() < deadline, "it never happened"
 
 
 class Overtaken:
