@@ -29,6 +29,7 @@ class Committer:
         self._durable = journal.durable
         self._closing = False
         self._soon = False
+        self._due = False
         self._paced = False
         self._fault: JournalError | None = None
         self._thread = threading.Thread(target=self._run, name="commit", daemon=True)
@@ -53,6 +54,12 @@ class Committer:
                 if self._soon or not self._paced:
                     self._work.notify()
 
+    def due(self) -> None:
+        """Have a commit made though nothing may be new: a checkpoint waits to be published."""
+        with self._work:
+            self._due = True
+            self._work.notify()
+
     def stop(self) -> None:
         """End the thread; what it has not committed, closing the journal will."""
         with self._work:
@@ -66,10 +73,12 @@ class Committer:
                 self._paced = True
                 self._work.wait_for(lambda: self._soon or self._closing, PACE)
                 self._paced = False
-                self._work.wait_for(lambda: self._durable < self._appended or self._closing)
+                self._work.wait_for(
+                    lambda: self._durable < self._appended or self._due or self._closing
+                )
                 if self._closing:
                     return
-                self._soon = False
+                self._soon = self._due = False
             try:
                 self._durable = self._journal.commit()
             except JournalError as problem:

@@ -55,8 +55,7 @@ class Ledger:
 
     def open(self) -> tuple[Unfinished, ...]:
         """Open the journal; return the sessions it holds no end of.  JournalError, OSError."""
-        journal = Journal.open(self._directory)
-        journal.keep(self._keeping)
+        journal = Journal.open(self._directory, keeping=self._keeping)
         journal.veil = self._veils
         self._committer = Committer(journal, self._wake)
         self._forwarding = Forwarding(journal.directory, journal.chain_id)
@@ -152,7 +151,8 @@ class Ledger:
             return
         if journal.tick():
             self._appended = journal.head[0]
-            self.commit()
+            if self._committer is not None:
+                self._committer.due()
 
     def next_tick(self) -> float | None:
         """Return in how many seconds something is due; None for never."""

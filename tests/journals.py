@@ -18,6 +18,7 @@ from safeclaw.daemon.journal import (
     tip,
     upkeep,
 )
+from safeclaw.daemon.journal.keeping import Keeping
 from safeclaw.daemon.journal.report import Finding, Status
 from safeclaw.daemon.journal.verifier import verify
 
@@ -117,11 +118,11 @@ class Host:
         self.boot_ns = 3 * 10**9
         self.passes(20 * 10**9)
 
-    def open(self, directory: Path) -> Journal:
+    def open(self, directory: Path, keeping: Keeping | None = None) -> Journal:
         """Open a journal on this host, in its present boot."""
         with self._monkeypatch.context() as patch:
             set_boot_id(patch, self.boot)
-            return Journal.open(directory)
+            return Journal.open(directory, keeping=keeping or Keeping())
 
 
 def set_boot_id(patch: pytest.MonkeyPatch, boot: int) -> None:

@@ -130,9 +130,7 @@ def writing(state: Path, keeping: Keeping) -> Generator[Journal]:
             f"{state / 'journal'}: a broker is writing this chain",
             hint="wait until the last session has ended (or stop safeclawd), then try again",
         )
-    with Journal.open(state / "journal") as journal:
-        # What is appended here may begin a segment, and that prunes.
-        journal.keep(keeping)
+    with Journal.open(state / "journal", keeping=keeping) as journal:
         yield journal
 
 

@@ -48,12 +48,15 @@ from safeclaw.errors import JournalError, JournalFaultError
 
 CHECKPOINT_NS: Final = 1_000_000_000
 HEARTBEAT_NS: Final = 60_000_000_000
+_USUAL: Final = Keeping()
 
 
 class Journal:
     """An open journal.  Use :meth:`open`; close it, or it ends without a checkpoint."""
 
-    def __init__(self, directory: Path, keys: Path, lock: int, head: Head) -> None:
+    def __init__(
+        self, directory: Path, keys: Path, lock: int, head: Head, keeping: Keeping
+    ) -> None:
         self._directory = directory
         self._lock_fd = lock
         self._append_lock = threading.Lock()
@@ -63,16 +66,19 @@ class Journal:
         self._durable = head.seq - 1
         self._head = head
         self._tip = Tip(head)
-        #: How long segments and keys last; see :meth:`keep`.
-        self.upkeep = Upkeep(directory, keys, self._tip)
+        #: How long segments and keys last.
+        self.upkeep = Upkeep(directory, keys, self._tip, keeping)
         #: What every entry passes through before it is recorded: pseudonyms.
         self.veil: Callable[[Entry], Entry] = lambda entry: entry
 
     @classmethod
-    def open(cls, directory: Path, keys: Path | None = None) -> Journal:
+    def open(
+        cls, directory: Path, keys: Path | None = None, *, keeping: Keeping = _USUAL
+    ) -> Journal:
         """Open or make the journal in ``directory`` and take its lock.
 
         ``keys`` is where the signing key is; by default ``keys`` beside the directory.
+        ``keeping`` holds from the first record on: that may begin a segment, and prune.
         What this appends (genesis, recovery) is durable when it returns.
 
         Raises:
@@ -88,7 +94,7 @@ class Journal:
             torn = set_aside(directory, head) if head.torn else None
             # After the tail is gone: a key that only it certified was never in force.
             finish_roll(directory, keys_directory)
-            journal = cls(directory, keys_directory, lock, head)
+            journal = cls(directory, keys_directory, lock, head, keeping)
         except OSError as error:
             os.close(lock)
             raise JournalFaultError.of(error, directory) from error
@@ -130,10 +136,6 @@ class Journal:
         self._recall_fault()
         if head.seq > self._durable + 1:
             self.commit()
-
-    def keep(self, keeping: Keeping) -> None:
-        """Have segments and keys end, and old segments go, as is set."""
-        self.upkeep.keep(keeping)
 
     @property
     def chain_id(self) -> str:

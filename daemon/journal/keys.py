@@ -181,8 +181,11 @@ def finish(directory: Path, keys: Path) -> None:
     try:
         if not path.exists():
             return
-        staged = files.load_key(keys, NEXT_KEY).public
-        certificate = _certificate_for(directory, staged)
+        certificate = None
+        # Zeros are what a crash left of undoing it.
+        if any(path.read_bytes()):
+            staged = files.load_key(keys, NEXT_KEY).public
+            certificate = _certificate_for(directory, staged)
         if certificate is not None:
             install(directory, keys, certificate)
         else:

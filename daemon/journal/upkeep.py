@@ -35,7 +35,7 @@ def origin(chain: str) -> str:
 class Upkeep:
     """See the module.  ``keys`` is the directory of the signing key."""
 
-    def __init__(self, directory: Path, keys: Path, tip: Tip) -> None:
+    def __init__(self, directory: Path, keys: Path, tip: Tip, keeping: Keeping) -> None:
         self._directory = directory
         self._keys = keys
         self._tip = tip
@@ -49,10 +49,6 @@ class Upkeep:
         self.mark: Mark | None = None
         #: What may be done only once all that was appended before it is on disk.
         self.afterwards: list[Callable[[], None]] = []
-        self.keep(Keeping())
-
-    def keep(self, keeping: Keeping) -> None:
-        """Have segments and keys end, and old segments go, as is set."""
         self.segment_bytes = keeping.segment_kib << 10
         self.retention_days = keeping.retention_days
         self.key_seconds = keeping.key_days * 86_400
@@ -176,6 +172,8 @@ class Upkeep:
         return len(plan.paths)
 
     def _rotate(self) -> None:
+        # INVARIANT: a segment that is begun is opened, too; without the key neither is.
+        self._signing_key()
         self._tip.begin_segment()
         self._segment_ns = self._tip.appended_ns
         self.open_segment()

@@ -49,8 +49,7 @@ def on_day(
 ) -> None:
     host.wall_ns = time.time_ns() - days_ago * DAY
     host.reboot()
-    with host.open(state / "journal") as journal:
-        journal.keep(Keeping(retention_days=retention))
+    with host.open(state / "journal", Keeping(retention_days=retention)) as journal:
         for entry in entries:
             journal.append(entry)
 

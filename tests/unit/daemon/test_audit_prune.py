@@ -30,8 +30,7 @@ def _state(tmp_path: Path) -> Path:
         for number, age in enumerate(AGES):
             host.wall_ns = time.time_ns() - age * DAY
             host.reboot()
-            with host.open(state / "journal") as journal:
-                journal.keep(Keeping(retention_days=36_500))
+            with host.open(state / "journal", Keeping(retention_days=36_500)) as journal:
                 journal.append(decision(number))
     return state
 

@@ -12,6 +12,7 @@ import pytest
 from safeclaw.daemon.journal import files, keys, read, retention
 from safeclaw.daemon.journal.filter import Filter
 from safeclaw.daemon.journal.journal import Journal
+from safeclaw.daemon.journal.keeping import Keeping
 from safeclaw.daemon.journal.note import NoteError
 from safeclaw.daemon.journal.record import Record
 from safeclaw.daemon.journal.report import Report, Status
@@ -65,6 +66,42 @@ def test_old_segments_go_behind_a_record_and_the_rest_verifies(tmp_path: Path, h
     with host.open(directory) as journal:
         journal.append(decision(1))
     intact(directory)
+
+
+def test_what_the_start_records_keeps_to_the_retention_that_is_set(
+    tmp_path: Path, host: Host
+) -> None:
+    directory, keeping = tmp_path / "journal", Keeping(retention_days=3650)
+    for number in range(3):
+        with host.open(directory, keeping) as journal:
+            journal.append(decision(number))
+        host.passes(60 * DAY)
+    before = files.segments(directory)
+    # Its record begins a segment.
+    files.leave_fault_note(directory, "2026-01-01T00:00:00Z", "no space left")
+    host.passes(2 * DAY)
+    with host.open(directory, keeping):
+        pass
+    assert "fault" in types(directory)
+    assert files.segments(directory)[: len(before)] == before
+    intact(directory)
+
+
+def test_a_segment_is_not_begun_where_the_key_is_gone(tmp_path: Path, host: Host) -> None:
+    directory, key = tmp_path / "journal", tmp_path / "keys" / files.PRIVATE_KEY
+    with host.open(directory) as journal:
+        journal.append(decision(0))
+    key.rename(tmp_path / "aside")
+    host.passes(2 * DAY)
+    journal = host.open(directory)
+    for number in (1, 2):
+        with pytest.raises(JournalError, match=r"journal\.key"):
+            journal.append(decision(number))
+    journal.commit()
+    (tmp_path / "aside").rename(key)
+    journal.append(decision(3))
+    journal.close()
+    assert intact(directory).segments == 2
 
 
 def test_under_90_days_is_refused_without_an_override(tmp_path: Path, host: Host) -> None:
@@ -348,6 +385,28 @@ def test_a_roll_that_a_crash_tore_is_undone_with_the_tail(tmp_path: Path) -> Non
     assert not (tmp_path / "keys" / keys.NEXT_KEY).exists()
     assert intact(directory).epochs == 1
     assert types(directory).count("recovery") == 1
+
+
+def test_undoing_a_roll_may_be_interrupted_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, key_directory = tmp_path / "journal", tmp_path / "keys"
+    with Journal.open(directory) as journal:
+        journal.append(decision(0))
+    keys.stage(key_directory, "safeclaw/any")
+    with monkeypatch.context() as crash:
+        crash.setattr(Path, "unlink", _die)
+        with pytest.raises(KeyboardInterrupt):
+            Journal.open(directory)
+    assert set((key_directory / keys.NEXT_KEY).read_bytes()) == {0}
+    with Journal.open(directory) as journal:
+        journal.append(decision(1))
+    assert not (key_directory / keys.NEXT_KEY).exists()
+    assert intact(directory).epochs == 1
+
+
+def _die(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_key_that_cannot_be_rolled_stops_nothing(tmp_path: Path, host: Host) -> None:

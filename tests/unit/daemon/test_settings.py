@@ -34,8 +34,7 @@ def test_what_is_set_holds(tmp_path: Path) -> None:
 def test_how_the_journal_is_kept_reaches_its_writer(tmp_path: Path) -> None:
     path = tmp_path / "safeclawd.yaml"
     path.write_text("journal: {segment_kib: 16, retention_days: 400, key_days: 1}\n")
-    with Journal.open(tmp_path / "journal") as journal:
-        journal.keep(settings.read(path).journal)
+    with Journal.open(tmp_path / "journal", keeping=settings.read(path).journal) as journal:
         assert journal.upkeep.segment_bytes == 16_384
         assert (journal.upkeep.retention_days, journal.upkeep.key_seconds) == (400, 86_400)
 
