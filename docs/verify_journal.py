@@ -484,7 +484,9 @@ def verify(directory, given, checkpoints):
                 except ValueError as error:
                     raise Wrong(where, error) from None
     if not chain.keys:
-        raise Wrong(directory, "the chain ends before its first record: the tail was cut off")
+        if claims:
+            raise Wrong(directory, "the chain ends before its first record: the tail was cut off")
+        raise Wrong(directory, "no record yet, as a crash at its beginning leaves it", INCOMPLETE)
     if chain.claims:
         size, _, source, note = chain.claims[-1]
         try:

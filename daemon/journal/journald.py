@@ -25,7 +25,7 @@ import msgspec
 
 from safeclaw.daemon.journal import files, retention
 from safeclaw.daemon.journal.merkle import leaf_hash
-from safeclaw.daemon.journal.record import Record, RecordType, decode
+from safeclaw.daemon.journal.record import Record, RecordError, RecordType, decode
 from safeclaw.daemon.journal.text import summary, target_text
 
 SOCKET: Final = Path("/run/systemd/journal/socket")
@@ -148,6 +148,8 @@ class Forwarder:
         except OSError as error:
             self.problem = f"{error.filename or self._path}: {error.strerror}"
             self._disconnect()
+        except RecordError as error:
+            self.problem = f"record {self._cursor.seq}: {error.message}"
         return durable + 1 - self._cursor.seq
 
     def close(self) -> None:

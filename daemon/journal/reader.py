@@ -128,6 +128,8 @@ def follow(directory: Path, wanted: Filter = EVERY, *, last: int = 10) -> Iterat
         yield from newest
         while True:
             path = directory / files.segment_name(segment)
+            # Before the rest of this one is read: nothing more is written to it then.
+            complete = (directory / files.segment_name(segment + 1)).exists()
             with path.open("rb") as stream:
                 stream.seek(offset)
                 while (line := stream.readline(MAX_LINE + 2)).endswith(b"\n"):
@@ -136,7 +138,7 @@ def follow(directory: Path, wanted: Filter = EVERY, *, last: int = 10) -> Iterat
                     record = record_of(path, number, line[:-1])
                     if wanted.passes(record):
                         yield record
-            if (directory / files.segment_name(segment + 1)).exists():
+            if complete:
                 segment, number, offset = segment + 1, 0, 0
                 continue
             os.read(manager.get_fd(), 1 << 16)

@@ -146,9 +146,10 @@ def _walk(
         torn = _segments_of(walk, found, known, lambda: _take_claims(walk, latest, claims), pace)
     if walk.claims:
         walk.check_signature(walk.claims[-1])
-    if walk.claims or (latest is not None and not report.records):
+    signed = [*([files.CHECKPOINT] if latest is not None else []), *map(_name, claims.checkpoints)]
+    if walk.claims or (signed and not report.records):
         size = walk.claims[-1].checkpoint.size if walk.claims else 0
-        source = walk.claims[-1].source if walk.claims else files.CHECKPOINT
+        source = walk.claims[-1].source if walk.claims else signed[0]
         raise walk.stop(
             f"the chain ends after {report.records} records, but {source} was signed for "
             f"{size or 'more'}: the tail was cut off",
@@ -168,6 +169,8 @@ def _walk(
             line=walk.line + 1,
             seq=report.records,
         )
+    if not report.records:
+        raise walk.stop("no record yet, as a crash at its beginning leaves it", Status.INCOMPLETE)
     walk.finish()
     if latest is None:
         if not live:
@@ -175,6 +178,10 @@ def _walk(
         report.notes.append("the writer has just begun and signed nothing yet")
     if live:
         report.notes.append("a writer is at work: what it wrote since is not in this verdict")
+
+
+def _name(checkpoint: tuple[str, str]) -> str:
+    return checkpoint[0]
 
 
 def _segments_of(

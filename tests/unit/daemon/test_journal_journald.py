@@ -234,3 +234,17 @@ def test_of_many_losses_the_first_are_named_and_all_are_counted() -> None:
         "journald lost 19 records between those that it has: 1, 3, 5, 7, 9, 11, 13, 15, "
         "and 11 further on"
     ]
+
+
+def test_a_record_that_was_changed_is_said_and_not_forwarded(tmp_path: Path) -> None:
+    directory = tmp_path / "journal"
+    with Journal.open(directory) as journal:
+        fill(journal, 1)
+        durable = journal.durable
+    path = directory / files.segment_name(1)
+    path.write_bytes(path.read_bytes().replace(b'"v":1', b'"v":2'))
+    forwarder = Forwarder(directory, journal.chain_id, tmp_path / "socket")
+    assert forwarder.pump(durable) == durable + 1
+    assert forwarder.problem is not None
+    assert "record 0" in forwarder.problem
+    forwarder.close()

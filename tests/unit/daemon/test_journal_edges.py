@@ -1,0 +1,66 @@
+"""A journal before its first record, and between two segments."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from safeclaw.daemon.journal import Journal, files, reader
+from safeclaw.daemon.journal.filter import Filter
+from safeclaw.daemon.journal.report import Status
+from safeclaw.daemon.journal.verifier import read_checkpoint, verify
+from tests.journals import decision
+from tests.standalone import standalone
+
+
+def write_chain(state: Path) -> Path:
+    """Write a closed chain; return its directory."""
+    with Journal.open(state / "journal") as journal:
+        journal.append(decision(0))
+    return state / "journal"
+
+
+@pytest.mark.parametrize("content", [b"", b'{"action'])
+def test_a_crash_before_the_first_record_is_no_tampering(tmp_path: Path, content: bytes) -> None:
+    state = tmp_path / "state"
+    directory = state / "journal"
+    directory.mkdir(parents=True)
+    (directory / files.segment_name(1)).write_bytes(content)
+    assert verify(directory).status is Status.INCOMPLETE
+    assert standalone(directory) == 3
+    kept = tmp_path / "kept"
+    shutil.copy(write_chain(tmp_path / "other") / files.CHECKPOINT, kept)
+    assert verify(directory, checkpoints=[read_checkpoint(kept)]).exit_status == 1
+    assert standalone(directory, checkpoint=kept) == 1
+    assert verify(write_chain(state)).status is Status.INTACT
+
+
+@pytest.mark.filterwarnings("ignore:The asyncore module:DeprecationWarning")  # pyinotify's
+def test_what_is_written_just_before_a_segment_ends_is_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "journal"
+    exists = Path.exists
+    with Journal.open(directory) as journal:
+        following = reader.follow(directory, Filter(type="decision"), last=1)
+        journal.append(decision(0))
+        journal.commit()
+        assert next(following).attempt == 0
+        first = journal.head[0]
+
+        def meanwhile(path: Path) -> bool:
+            if path.name == files.segment_name(2) and journal.head[0] == first:
+                journal.append(decision(1))
+                journal.commit()
+                journal.upkeep.segment_bytes = 1
+                journal.append(decision(2))
+                journal.upkeep.segment_bytes = 1 << 20
+                journal.append(decision(3))
+                journal.commit()
+            return exists(path)
+
+        monkeypatch.setattr(Path, "exists", meanwhile)
+        for number in (1, 2, 3):
+            assert next(following).attempt == number
