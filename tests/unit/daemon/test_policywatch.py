@@ -1,0 +1,83 @@
+"""What is noticed of the directories that policies lie in; on real ones."""
+
+from __future__ import annotations
+
+import select
+import shutil
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from safeclaw.daemon.policywatch import PolicyWatch
+
+
+@pytest.fixture(name="place")
+def _place(tmp_path: Path) -> Path:
+    place = tmp_path / "policies"
+    place.mkdir()
+    return place
+
+
+@pytest.fixture(name="watch")
+def _watch(place: Path) -> PolicyWatch:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # pyinotify imports asyncore
+        from safeclaw.daemon.policywatch import PolicyWatch
+    return PolicyWatch({str(place)})
+
+
+def noticed(watch: PolicyWatch) -> bool:
+    """Whether anything was; what has happened is there to be read."""
+    return bool(select.select([watch.fileno()], [], [], 0)[0]) and watch.changed()
+
+
+def test_a_file_that_is_written_is_noticed(watch: PolicyWatch, place: Path) -> None:
+    assert not noticed(watch)
+    (place / "one.yaml").write_text("x")
+    assert noticed(watch)
+    assert not noticed(watch)
+
+
+def test_a_directory_that_is_replaced_is_watched_in_its_new_form(
+    watch: PolicyWatch, place: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "new").mkdir()
+    place.rename(tmp_path / "old")
+    (tmp_path / "new").rename(place)
+    assert noticed(watch)
+    (place / "one.yaml").write_text("x")
+    assert noticed(watch)
+    (tmp_path / "old" / "one.yaml").write_text("x")
+    assert not noticed(watch)
+
+
+@pytest.mark.parametrize("seen", [False, True], ids=["at-once", "later"])
+def test_a_directory_that_goes_and_comes_is_watched_again(
+    watch: PolicyWatch, place: Path, tmp_path: Path, seen: bool
+) -> None:
+    shutil.rmtree(place)
+    if seen:
+        assert noticed(watch)
+        (tmp_path / "other").mkdir()
+        assert not noticed(watch), "that is not what is missed"
+    place.mkdir()
+    assert noticed(watch)
+    (place / "one.yaml").write_text("x")
+    assert noticed(watch)
+
+
+def test_what_is_watched_no_more_is_not_noticed(
+    watch: PolicyWatch, place: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    assert watch.update({str(other)})
+    assert not watch.update({str(other)})
+    noticed(watch)
+    (place / "one.yaml").write_text("x")
+    assert not noticed(watch)
+    (other / "one.yaml").write_text("x")
+    assert noticed(watch)
