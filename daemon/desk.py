@@ -99,6 +99,8 @@ class _Later(msgspec.Struct, frozen=True):
     message: bytes
     sessions: tuple[Session, ...]
     until: float
+    #: It confirms what was changed, and is said to nobody where that is not on disk.
+    confirms: bool = False
 
 
 class Desk:
@@ -134,14 +136,17 @@ class Desk:
     def answer(self, session: Session, data: bytes) -> None:
         """Answer a request, once what it has changed is on disk."""
         sessions: tuple[Session, ...] = ()
+        confirms = False
         try:
             request = control.decode(data)
-            fault = self._house.fault
             # what is to be recorded cannot be: only looking, and stopping, go on
             looks = control.Status | control.Sessions | control.Records | control.Kill
-            if fault is not None and not isinstance(request, looks):
-                raise fault
+            confirms = not isinstance(request, looks)
+            if confirms and self._house.fault is not None:
+                raise self._house.fault
             outcome = self._requests.handle(session.peer, request)
+            if confirms and self._house.fault is not None:
+                raise _unrecorded(self._house.fault)
             if outcome.looks:
                 self.lookout.look(session)
                 return
@@ -157,14 +162,19 @@ class Desk:
                 )
         except SafeclawError as problem:
             reply = control.encode(control.Reply(error=problem.message, hint=problem.hint))
-        self._say_later(session, reply, sessions)
+        self._say_later(session, reply, sessions, confirms=confirms)
 
     def _say_later(
-        self, session: Session, message: bytes, sessions: tuple[Session, ...] = ()
+        self,
+        session: Session,
+        message: bytes,
+        sessions: tuple[Session, ...] = (),
+        *,
+        confirms: bool = False,
     ) -> None:
         until = time.monotonic() + _ENDING_PATIENCE
         head = self._house.position.head
-        self._later.append(_Later(head, session, message, sessions, until))
+        self._later.append(_Later(head, session, message, sessions, until, confirms))
         session.owed += len(message)
         self._house.hurry()
 
@@ -187,7 +197,13 @@ class Desk:
             gone = later.session.dropped and not later.sessions
             if gone or (on_disk and (not left or now >= later.until)):
                 later.session.owed -= len(later.message)
-                self._house.send(later.session, _not_stopped(left) if left else later.message)
+                message = _not_stopped(left) if left else later.message
+                if later.confirms and later.sequence > durable and self._house.fault is not None:
+                    problem = _unrecorded(self._house.fault)
+                    message = control.encode(
+                        control.Reply(error=problem.message, hint=problem.hint)
+                    )
+                self._house.send(later.session, message)
             else:
                 waiting.append(later)
         self._later[:0] = waiting
@@ -349,6 +365,13 @@ class Desk:
         orders = len(self.authority.switch.switches)
         text += f", {orders} kill orders" if orders else ""
         return f"{text}; records on disk up to {self._house.position.durable}"
+
+
+def _unrecorded(fault: SafeclawError) -> BrokerError:
+    return BrokerError(
+        f"not recorded, and perhaps done all the same: {fault.message}",
+        hint="see to the disk, restart the broker, and look whether it was done",
+    )
 
 
 def _not_stopped(left: list[Session]) -> bytes:

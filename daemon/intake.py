@@ -349,7 +349,7 @@ class Intake:
         """Allow nothing any more; tell every session why."""
         reason = self._ledger.fail(problem)
         if reason is not None and self._ledger.fault is not None:
-            for session in self._doors.connected():
+            for session in self._doors.running():  # commands are answered as such
                 self.post(session, protocol.Fault(reason))
             self._desk.health.faulted(self._ledger.fault.message)
 

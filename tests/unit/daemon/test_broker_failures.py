@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from safeclaw.daemon import client as clients
-from safeclaw.daemon import protocol
+from safeclaw.daemon import control, protocol
 from safeclaw.daemon.client import Client
+from safeclaw.daemon.journal import files
 from safeclaw.daemon.journal.record import RecordType
 from safeclaw.errors import BrokerError
 from safeclaw.policies.model import Decision
@@ -194,3 +195,18 @@ def test_who_waits_for_a_silent_broker_is_told_what_to_do(
     ours.close()
     assert caught.value.hint is not None
     assert caught.value.hint.startswith(hint)
+
+
+def test_what_was_changed_and_could_not_be_recorded_is_not_confirmed(state: Path) -> None:
+    session = Opened(state)
+    session.gate.started({})
+    size = (state / "journal" / files.segment_name(1)).stat().st_size
+    resource.prlimit(session.client.broker_pid, resource.RLIMIT_FSIZE, (size, size))
+    admin = Client.connect(state)
+    with pytest.raises(BrokerError, match="not recorded"):
+        admin.ask(control.AddAgent("robot", "default", "me", "test", 3600))
+    assert admin.ask(control.Status())["fault"] is not None
+    admin.finish()
+    session.close()
+    os.waitpid(session.client.broker_pid, 0)
+    assert records(state, RecordType.AGENT_CHANGE) == []
