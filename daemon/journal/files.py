@@ -15,6 +15,7 @@ import fcntl
 import os
 import re
 import stat
+import time
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +28,9 @@ FRONTIER: Final = "frontier"
 FAULT: Final = "fault"
 PRIVATE_KEY: Final = "journal.key"
 PUBLIC_KEY: Final = "journal.pub"
+#: How often, and how far apart in seconds, a writer tries to take the lock.
+_LOOKS: Final = 20
+_MOMENT: Final = 0.005
 _SEGMENT = re.compile(r"segment-([0-9]{6,12})\.jsonl")
 
 
@@ -84,7 +88,7 @@ def take_lock(directory: Path) -> int:
     fd = -1
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _hold(fd)
     except BlockingIOError as error:
         os.close(fd)
         raise JournalError(
@@ -96,6 +100,19 @@ def take_lock(directory: Path) -> int:
             os.close(fd)
         raise JournalError.of(error, path) from error
     return fd
+
+
+def _hold(lock: int) -> None:
+    """Take the writer's lock.  BlockingIOError: a writer has it.
+
+    Who only looks (:func:`is_locked`) has it for a moment, and is no writer.
+    """
+    for _ in range(_LOOKS):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(_MOMENT)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def is_locked(directory: Path) -> bool:

@@ -71,7 +71,7 @@ def plan(directory: Path, now_s: float, days: int, *, override: bool) -> Plan | 
     A segment is as old as its newest record, which the next one's first dates.
 
     Raises:
-        JournalError: too few days, or the directory cannot be read.
+        JournalError: too few days, or the directory cannot be read, or has been changed.
     """
     check(days, override=override)
     limit = datetime.fromtimestamp(now_s, UTC) - timedelta(days=days)
@@ -84,8 +84,13 @@ def plan(directory: Path, now_s: float, days: int, *, override: bool) -> Plan | 
         raise JournalError.of(error, directory) from error
     for (_, path), (_, following) in itertools.pairwise(found):
         opening = first_record(following)
-        if opening is None or moment(opening.ts) > limit:
-            break
+        try:
+            if opening is None or moment(opening.ts) > limit:
+                break
+        except ValueError as error:
+            raise JournalError(
+                f"{following}: its first record has no time", hint="run: safeclaw audit verify"
+            ) from error
         first = first or first_record(path)
         going.append(path)
         last = opening

@@ -7,6 +7,7 @@ until :meth:`Tip.take`.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Final
@@ -129,8 +130,9 @@ class Tip:
     def resume_clock(self, last: Record | None) -> None:
         """Watch the clock from where the last writer's last record, if there is one, left it."""
         if last is not None and last.boot_id == self._boot_id:
-            wall_us = int(retention.moment(last.ts).timestamp() * 1e6)
-            self._clock_offset = wall_us - last.boottime_us
+            with contextlib.suppress(ValueError):  # a time that is none: verify says so
+                wall_us = int(retention.moment(last.ts).timestamp() * 1e6)
+                self._clock_offset = wall_us - last.boottime_us
 
 
 def _moment() -> tuple[int, int]:

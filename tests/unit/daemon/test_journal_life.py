@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -459,3 +461,42 @@ def test_a_writer_that_is_stopped_between_two_clocks_writes_no_impossible_time(
     report = intact(directory)
     assert "clock_step" not in types(directory)
     assert report.records > 4
+
+
+def test_who_only_looks_for_a_writer_keeps_none_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "journal"
+    with Journal.open(directory) as journal:
+        journal.append(decision(0))
+    looking = os.open(directory / files.LOCK, os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+
+    def has_looked(_seconds: float) -> None:
+        os.close(looking)
+
+    monkeypatch.setattr(time, "sleep", has_looked)
+    with Journal.open(directory) as journal:
+        journal.append(decision(1))
+    intact(directory)
+
+
+def test_a_record_without_a_time_stops_no_writer(tmp_path: Path, host: Host) -> None:
+    directory = tmp_path / "journal"
+    for day in range(3):
+        with host.open(directory) as journal:
+            journal.append(decision(day))
+        host.passes(DAY)
+    path = files.segments(directory)[1][1]
+    lines = path.read_bytes().split(b"\n")
+    lines[0] = lines[0].replace(b'"ts":"2026-', b'"ts":"XXXX-')
+    path.write_bytes(b"\n".join(lines))
+    newest = files.segments(directory)[-1][1]
+    head, found, tail = newest.read_bytes().rpartition(b'"ts":"2026-')
+    assert found
+    newest.write_bytes(head + b'"ts":"XXXX-' + tail)
+    with host.open(directory) as journal:
+        journal.append(decision(9))
+        with pytest.raises(JournalError, match="no time"):
+            journal.prune(1, override=True)
+    assert verify(directory).status is Status.TAMPERED
