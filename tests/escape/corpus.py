@@ -105,7 +105,7 @@ def _races() -> list[Attack]:
         Attack("race_parent", "race_parent.c", "pinned", goal=50),
         Attack("race_rename", "race_rename.c", "pinned", goal=40),
         Attack("race_bind", "race_bind.c", "pinned", goal=10),
-        Attack("race_chdir", "race_chdir.c", "pinned", goal=75),
+        Attack("race_chdir", "race_chdir.c", "pinned", goal=25),
         Attack("race_connect", "race_connect.c", "pinned", goal=125),
         Attack("race_exec_path", "race_exec_path.c", "exec-stop", goal=30),
         Attack("race_exec_argv", "race_exec_argv.c", "exec-stop", goal=15),
