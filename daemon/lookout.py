@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from safeclaw.daemon.authority import Authority
 from safeclaw.daemon.inforce import Look
 from safeclaw.daemon.sessions import Session
+from safeclaw.errors import BrokerError
 
 if TYPE_CHECKING:
     from safeclaw.daemon.policywatch import PolicyWatch
@@ -86,10 +87,16 @@ class Lookout:
         return told
 
     def watch(self) -> int:
-        """Begin to watch the policies' files; return the descriptor to poll."""
+        """Begin to watch the policies' files; return the descriptor to poll.  BrokerError."""
         from safeclaw.daemon.policywatch import PolicyWatch
 
-        self._watch = PolicyWatch(self._authority.policies.watched())
+        try:
+            self._watch = PolicyWatch(self._authority.policies.watched())
+        except OSError as problem:
+            raise BrokerError(
+                f"the policies' files cannot be watched: {problem}",
+                hint="raise the sysctl fs.inotify.max_user_instances",
+            ) from problem
         return self._watch.fileno()
 
     def watches(self, number: int) -> bool:

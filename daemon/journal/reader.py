@@ -104,7 +104,13 @@ def follow(directory: Path, wanted: Filter = EVERY, *, last: int = 10) -> Iterat
     pyinotify: Any = importlib.import_module("pyinotify")  # it has no types
     pyinotify.log.setLevel("CRITICAL")  # what cannot be watched cannot be read, which is said
 
-    manager = pyinotify.WatchManager()
+    try:
+        manager = pyinotify.WatchManager()
+    except OSError as problem:
+        raise JournalError(
+            f"{directory}: cannot be watched: {problem}",
+            hint="raise the sysctl fs.inotify.max_user_instances, or use: safeclaw audit show",
+        ) from problem
     try:
         # Watched before it is read: what is written in between wakes us.
         events = pyinotify.IN_MODIFY | pyinotify.IN_CREATE

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import select
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,3 +84,27 @@ def test_what_is_watched_no_more_is_not_noticed(
     assert not noticed(watch)
     (other / "one.yaml").write_text("x")
     assert noticed(watch)
+
+
+@pytest.mark.parametrize(
+    "words", [("safeclawd",), ("__main__", "audit", "tail")], ids=["safeclawd", "tail"]
+)
+def test_where_nothing_more_can_be_watched_one_is_told_what_to_do(
+    tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    tmp_path.chmod(0o700)
+    module, *rest = words
+    command = [sys.executable, "-m", f"safeclaw.daemon.cli.{module}", *rest]
+    none_left = 'echo 0 > /proc/sys/user/max_inotify_instances && exec "$@"'
+    ended = subprocess.run(
+        ["unshare", "--map-root-user", "sh", "-c", none_left, "sh", *command],
+        env={**os.environ, "XDG_STATE_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert ended.returncode == 125
+    assert "Traceback" not in ended.stderr
+    assert "cannot be watched" in ended.stderr
+    assert "hint: raise the sysctl fs.inotify.max_user_instances" in ended.stderr
