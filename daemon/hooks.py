@@ -35,29 +35,29 @@ def spawn(command: tuple[str, ...], tells: object, whose: int | None = None) -> 
         return f"{command[0]}: {_RUNNING_MAX} hooks are running already"
     if whose is not None and others.count(whose) >= _USERS_MAX:
         return f"{command[0]}: {_USERS_MAX} hooks for this user's questions are running already"
-    stdin = os.memfd_create("hook", os.MFD_CLOEXEC)
-    null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     try:
-        with contextlib.suppress(OSError):
-            os.write(stdin, msgspec.json.encode(tells) + b"\n")
-            os.lseek(stdin, 0, os.SEEK_SET)
-        environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-        pid = os.posix_spawnp(
-            command[0],
-            command,
-            environment,
-            file_actions=[
-                (os.POSIX_SPAWN_DUP2, stdin, 0),
-                (os.POSIX_SPAWN_DUP2, null, 1),
-            ],
-            setsigdef=[signal.SIGPIPE, signal.SIGCHLD, signal.SIGINT, signal.SIGTERM],
-            setpgroup=0,
-        )
+        with contextlib.ExitStack() as stack:
+            stdin = os.memfd_create("hook", os.MFD_CLOEXEC)
+            stack.callback(os.close, stdin)
+            null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+            stack.callback(os.close, null)
+            with contextlib.suppress(OSError):
+                os.write(stdin, msgspec.json.encode(tells) + b"\n")
+                os.lseek(stdin, 0, os.SEEK_SET)
+            pid = os.posix_spawnp(
+                command[0],
+                command,
+                environment,
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, stdin, 0),
+                    (os.POSIX_SPAWN_DUP2, null, 1),
+                ],
+                setsigdef=[signal.SIGPIPE, signal.SIGCHLD, signal.SIGINT, signal.SIGTERM],
+                setpgroup=0,
+            )
     except OSError as problem:
         return f"{command[0]}: {problem.strerror}"
-    finally:
-        os.close(stdin)
-        os.close(null)
     _running[pid] = command[0], whose
     return None
 

@@ -39,8 +39,9 @@ class Readers:
             )
         who = "-" if everything else str(session.uid)
         wanted = msgspec.json.encode(request).decode()
-        null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        null = -1
         try:
+            null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
             pid = os.posix_spawn(
                 sys.executable,
                 (
@@ -58,7 +59,8 @@ class Readers:
         except OSError as problem:
             raise BrokerError.of(problem, "the journal cannot be read out") from problem
         finally:
-            os.close(null)
+            if null >= 0:
+                os.close(null)
         self._running[pid] = session
 
     def reap(self) -> list[Session]:
