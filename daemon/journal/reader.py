@@ -29,8 +29,16 @@ def lines(directory: Path) -> Iterator[tuple[Path, int, bytes]]:
         found = files.segments(directory) if directory.exists() else []
         if not found:
             raise JournalError(f"{directory}: no journal here", hint="give --state DIR")
+        begun = False
         for _, path in found:
-            with path.open("rb") as stream:
+            try:
+                stream = path.open("rb")
+            except FileNotFoundError:
+                if begun:
+                    raise
+                continue  # it was pruned just now; what is left begins further on
+            begun = True
+            with stream:
                 number = 0
                 while (line := stream.readline(MAX_LINE + 2)).endswith(b"\n"):
                     number += 1

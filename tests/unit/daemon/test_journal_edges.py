@@ -11,7 +11,8 @@ from safeclaw.daemon.journal import Journal, files, reader
 from safeclaw.daemon.journal.filter import Filter
 from safeclaw.daemon.journal.report import Status
 from safeclaw.daemon.journal.verifier import read_checkpoint, verify
-from tests.journals import decision
+from safeclaw.errors import JournalError
+from tests.journals import DAY, Host, decision
 from tests.standalone import standalone
 
 
@@ -64,3 +65,27 @@ def test_what_is_written_just_before_a_segment_ends_is_followed(
         monkeypatch.setattr(Path, "exists", meanwhile)
         for number in (1, 2, 3):
             assert next(following).attempt == number
+
+
+def test_what_is_pruned_while_somebody_begins_to_read_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, host = tmp_path / "journal", Host(monkeypatch)
+    with host.open(directory) as journal:
+        for day in range(6):
+            journal.append(decision(day))
+            host.passes(DAY)
+        journal.commit()
+        listed = files.segments(directory)
+        assert journal.prune(4, override=True) > 0
+    left = list(reader.read(directory))
+
+    def before(_directory: Path) -> list[tuple[int, Path]]:
+        return listed
+
+    monkeypatch.setattr(files, "segments", before)
+    assert list(reader.read(directory)) == left
+    # but not what is missing in the middle
+    listed[-2][1].unlink()
+    with pytest.raises(JournalError, match="No such file"):
+        list(reader.read(directory))
