@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
+from safeclaw.errors import WallError
+
 #: Asked about where no PID namespace ends a session.
 FORK_CALLS = ("fork", "vfork", "clone")
 #: Where the PID namespace is the host's, asked about unless they are about the caller (0): the
@@ -35,9 +37,15 @@ def build(*, network: bool, confined: bool = False) -> Filters:
     """Return the programs.
 
     ``network`` says that the agent may hold host sockets, ``confined`` that it shares the
-    host's namespaces, the network's among them.
+    host's namespaces, the network's among them.  Raises WallError without libseccomp.
     """
-    from safeclaw.sandbox import syscalls
+    try:
+        from safeclaw.sandbox import syscalls
+    except RuntimeError as problem:  # pyseccomp's; it looks for the library with other programs
+        raise WallError(
+            f"the seccomp filter cannot be made: {str(problem).lower()}",
+            hint="apt-get install libseccomp2; if it is there, ulimit -u may be too low",
+        ) from problem
 
     return Filters(
         syscalls.refusals(network=network or confined),

@@ -9,6 +9,7 @@ gives the turn to a fresh thread.  The one that was held up ends when it is done
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable
 
@@ -48,7 +49,10 @@ class Relief:
 
     def run(self) -> None:
         """Run the loop until it ends; raises what it raises."""
-        self._start(self.turn)
+        given = threading.Event()
+        given.set()
+        if not self._start(self.turn, given):
+            raise OSError(errno.EAGAIN, "no thread can be started")
         while not self._ended:
             self._signal.wait()
             self._signal.clear()
@@ -79,20 +83,27 @@ class Relief:
         # bounded: what is held up holds threads and descriptors
         if not self._held_up.acquire(blocking=False):
             return
+        # INVARIANT: the turn is given to a thread that is there.  Taken back again, it could be
+        # missed by the one that was held up, and nobody would serve.
+        given = threading.Event()
+        if not self._start(self.turn + 1, given):
+            self._held_up.release()
+            return
         self.turn += 1
         self.busy = None
-        if not self._start(self.turn):
-            self.turn -= 1
-            self._held_up.release()
+        given.set()
 
-    def _start(self, turn: int) -> bool:
+    def _start(self, turn: int, given: threading.Event) -> bool:
         try:
-            threading.Thread(target=self._serve, args=(turn,), name="loop", daemon=True).start()
+            threading.Thread(
+                target=self._serve, args=(turn, given), name="loop", daemon=True
+            ).start()
         except RuntimeError:
             return False
         return True
 
-    def _serve(self, turn: int) -> None:
+    def _serve(self, turn: int, given: threading.Event) -> None:
+        given.wait()
         try:
             self._loop(self, turn)
         except Exception as problem:

@@ -36,6 +36,7 @@ _NO_NAMESPACES = (
     "user namespaces may be switched off: see safeclaw doctor; "
     "--isolation landlock does without them"
 )
+_FEW_TASKS = "ulimit -u says how many processes and threads you may have: all of yours count"
 #: What full isolation has and landlock isolation has not, by name, and what holds instead.
 MISSING = (
     "mount namespace: names outside the view can be seen by stat(2), and not opened",
@@ -252,13 +253,15 @@ def _launch(
     session = Session(init, spec, gate, held, own)
     try:
         gate.started(describe(spec, steps, abi, held.plan))
-    except BaseException:
+        names.NameServer(sockets, bound, gate, init).start()
+        threading.Thread(
+            target=_mediate, args=(mediator, session), name="mediator", daemon=True
+        ).start()
+    except BaseException as problem:
         session.kill()
+        if isinstance(problem, RuntimeError):
+            raise WallError(f"the session cannot be served: {problem}", hint=_FEW_TASKS) from None
         raise
-    names.NameServer(sockets, bound, gate, init).start()
-    threading.Thread(
-        target=_mediate, args=(mediator, session), name="mediator", daemon=True
-    ).start()
     os.write(go_write, b"e")
     os.close(go_write)
     failure = _read_all(said_read)

@@ -348,3 +348,16 @@ def test_a_workspace_and_a_policy_may_have_names_that_are_not_utf8(person: Perso
 )
 def test_a_word_that_is_no_text_is_a_usage_error(person: Person, words: tuple[str, ...]) -> None:
     clear(person.safeclaw(*words, os.fsdecode(b"odd-\xff")), 2, "odd-", "hint: ")
+
+
+@pytest.mark.parametrize("isolation", ["full", "landlock"])
+def test_where_few_processes_are_left_a_start_fails_in_a_line(
+    person: Person, isolation: str
+) -> None:
+    """The limit counts all that the person has (root has none), so it is met at every place."""
+    for most in range(2, 16):
+        limited = ("prlimit", f"--nproc={most}", "--")
+        command = person.command("run", "--isolation", isolation, "--", "true")
+        ended = person.finish(person.start([*limited, *command], person.workspace))
+        assert "Traceback" not in ended.stderr, ended.stderr
+        assert ended.returncode == 0 or ended.stderr

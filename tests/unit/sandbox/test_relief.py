@@ -37,3 +37,30 @@ def test_what_the_loop_raises_is_raised_to_whoever_runs_it() -> None:
 
     with pytest.raises(OSError, match="no use"):
         Relief(loop).run()
+
+
+def test_where_no_thread_can_be_started_the_one_that_is_there_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start, refused, ended = threading.Thread.start, threading.Event(), threading.Event()
+    turns = list[int]()
+
+    def none_left(thread: threading.Thread) -> None:
+        if thread.name == "loop" and turns and not ended.is_set():
+            refused.set()
+            ended.wait(10)  # the loop looks at its turn just now
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    def loop(relief: Relief, mine: int) -> None:
+        turns.append(mine)
+        relief.busy = object()
+        relief.wake()
+        assert refused.wait(10)  # it is held up, and is to be relieved
+        turns.append(relief.turn)
+        ended.set()
+        relief.busy = None
+
+    monkeypatch.setattr(threading.Thread, "start", none_left)
+    Relief(loop).run()
+    assert turns == [0, 0]
