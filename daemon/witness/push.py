@@ -7,7 +7,9 @@ it needs no more than the right to read them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from http.client import HTTPException
 from pathlib import Path
 from typing import Final
 from urllib.error import HTTPError, URLError
@@ -26,10 +28,12 @@ from safeclaw.daemon.journal.record import MAX_LINE
 from safeclaw.daemon.journal.recovery import opening_frontier
 from safeclaw.daemon.witness import protocol
 from safeclaw.errors import JournalError, UsageError
+from safeclaw.policies.model import printable
 
 #: How long an answer may take, in seconds.
 PATIENCE: Final = 30.0
 _ANSWER_MAX: Final = 64 << 10
+_SIZE: Final = re.compile("[0-9]{1,16}")
 
 
 class WitnessError(JournalError):
@@ -76,7 +80,7 @@ class Feed:
         if answer.status == protocol.FORBIDDEN:
             self._hand_over_keys(checkpoint)
             answer = self._offer(note, checkpoint)
-        if answer.status == protocol.CONFLICT and answer.text.strip().isdigit():
+        if answer.status == protocol.CONFLICT and _SIZE.fullmatch(answer.text.strip()):
             known = int(answer.text)
             if known > checkpoint.size:
                 raise WitnessError(
@@ -273,21 +277,30 @@ def read_witness_keys(text: str) -> list[WitnessKey]:
 
 def checked_url(url: str) -> str:
     """Return a witness's URL without a final slash.  UsageError."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UsageError(f"{url}: not a witness's URL", hint="such as https://witness.example.com")
+    problem = UsageError(
+        f"{printable(url)}: not a witness's URL", hint="such as https://witness.example.com"
+    )
+    try:
+        parts = urlsplit(url)
+        named = parts.port != 0 and parts.scheme in ("http", "https") and parts.hostname
+    except ValueError:
+        raise problem from None
+    # what http.client would refuse, and later
+    if not named or not url.isprintable() or " " in url:
+        raise problem
     return url.rstrip("/")
 
 
 def _answer(request: HttpRequest) -> _Answer:
     try:
-        with urlopen(request, timeout=PATIENCE) as response:
-            return _Answer(response.status, _text(response.read(_ANSWER_MAX)))
-    except HTTPError as error:
-        with error:
-            return _Answer(error.code, _text(error.read(_ANSWER_MAX)))
-    except (URLError, OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
+        try:
+            with urlopen(request, timeout=PATIENCE) as response:
+                return _Answer(response.status, _text(response.read(_ANSWER_MAX)))
+        except HTTPError as error:
+            with error:
+                return _Answer(error.code, _text(error.read(_ANSWER_MAX)))
+    except (HTTPException, URLError, OSError, ValueError) as error:
+        reason = printable(str(getattr(error, "reason", error) or type(error).__name__))
         raise WitnessError(
             f"{request.full_url}: {reason}", hint="is the witness running, and reachable?"
         ) from error

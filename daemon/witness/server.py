@@ -6,6 +6,7 @@ the witness.  Whoever wants TLS puts a reverse proxy in front.
 
 from __future__ import annotations
 
+import re
 import socket
 import sys
 import threading
@@ -23,6 +24,7 @@ from safeclaw.errors import JournalError
 CONNECTIONS: Final = 64
 #: How long a connection may say nothing, in seconds.
 PATIENCE: Final = 30.0
+_LENGTH: Final = re.compile("[0-9]{1,16}")
 _TEXT: Final = "text/plain; charset=utf-8"
 
 
@@ -54,6 +56,11 @@ class Server(ThreadingHTTPServer):
         finally:
             self._room.release()
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say in one line that a connection broke: a client can do that as often as it likes."""
+        del request
+        print(safe(f"{client_address}: {sys.exception()!r}"), file=sys.stderr, flush=True)
+
 
 class _Handler(BaseHTTPRequestHandler):
     """One connection."""
@@ -71,9 +78,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """Take a checkpoint, or a key."""
         length = self.headers.get("Content-Length", "")
-        if not length.isascii() or not length.isdigit() or int(length) > protocol.REQUEST_MAX:
+        known = _LENGTH.fullmatch(length)
+        if not known or int(length) > protocol.REQUEST_MAX:
             self.close_connection = True  # what follows is not known to be a request
-            self._answer(413 if length.isdigit() else 411, "the request has no length, or too much")
+            self._answer(413 if known else 411, "the request has no length, or too much")
             return
         body = self.rfile.read(int(length))
         try:

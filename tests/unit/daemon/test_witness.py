@@ -6,6 +6,8 @@ import base64
 import json
 import os
 import shutil
+import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -325,3 +327,67 @@ def test_a_witness_that_cannot_keep_what_it_sees_does_not_cosign(
         assert witness.post(witness.request(0))[0] == 500
     assert witness.known() == 0
     assert witness.post(witness.request(0))[0] == 200
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://[",
+        "http://host:port",
+        "http://host:99999999",
+        "http://a b",
+        "http://a\nb",
+        "ftp://a",
+    ],
+)
+def test_what_is_no_url_is_a_usage_error(url: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="not a witness's URL"):
+        Feed(tmp_path, url, None)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"garbage\r\n\r\n",
+        b"HTTP/1.1 409 x\r\nContent-Length: 5000\r\n\r\n" + b"9" * 5000,
+        b"HTTP/1.1 409 x\r\nContent-Length: 2\r\n\r\n" + "\u00b2".encode(),
+        b"HTTP/1.1 403 x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"HTTP/1.1 200 OK\r\nA: " + b"x" * 70_000 + b"\r\n\r\n",
+    ],
+)
+def test_a_witness_that_talks_nonsense_is_an_error_of_ours(witness: Witness, answer: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            peer, _ = listener.accept()
+            with peer:
+                peer.recv(1 << 16)
+                peer.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(WitnessError):
+            Feed(witness.directory, url, None).push()
+        thread.join()
+
+
+def test_a_client_leaves_no_traceback_in_a_witnesss_log(
+    witness: Witness, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def ask(request: bytes) -> bytes:
+        with socket.create_connection(("127.0.0.1", witness.server.server_port)) as peer:
+            peer.sendall(request)
+            return peer.recv(1 << 16)
+
+    long = b"POST /add-checkpoint HTTP/1.1\r\nContent-Length: %s\r\n\r\n"
+    assert ask(long % (b"9" * 5000)).startswith(b"HTTP/1.1 411")
+    assert ask(long % b"9999999").startswith(b"HTTP/1.1 413")
+    with socket.create_connection(("127.0.0.1", witness.server.server_port)) as peer:
+        peer.sendall(long % b"10")
+        # SO_LINGER of 0: closing resets
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    witness.push()  # and another connection is served
+    said = capfd.readouterr().err
+    assert "411" in said
+    assert "Traceback" not in said
