@@ -63,8 +63,9 @@ class Agent(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def newest(self) -> int:
-        """When its newest key was made."""
-        return max((key.created for key in self.keys), default=self.created)
+        """When the newest of its keys was made that is not revoked; else, that it had."""
+        kept = [key for key in self.keys if key.revoked is None] or self.keys
+        return max((key.created for key in kept), default=self.created)
 
 
 class Registry:

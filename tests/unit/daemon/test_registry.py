@@ -181,3 +181,17 @@ def test_many_uses_of_a_key_are_written_once_and_outlive_a_restart(
     registry.put(rotated)
     again.load()
     assert again.get("demo").last_session == "one more"
+
+
+def test_a_key_that_was_revoked_does_not_make_the_one_in_use_young(
+    registry: Registry, clock: Clock
+) -> None:
+    put(registry, demo(), days=365)
+    made = int(clock.now)
+    clock.now += 80 * DAY
+    agent, key, _ = registry.rotated(registry.get("demo"), 90 * DAY, 30 * DAY)
+    assert agent.newest == int(clock.now)
+    agent, _ = registry.revoked(agent, key.id)
+    assert agent.newest == made
+    agent, _ = registry.revoked(agent, None)
+    assert agent.newest == int(clock.now)
