@@ -46,7 +46,11 @@ class Wrong(Exception):
     """Something is wrong: where, what, and which exit status says so."""
 
     def __init__(self, where, what, status=TAMPERED):
-        super().__init__(f"{where}: {what}")
+        text = f"{where}: {what}"
+        # what whoever made the files chose must not move a terminal's cursor
+        super().__init__(
+            "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        )
         self.status = status
 
 
@@ -439,7 +443,7 @@ def read_ring(directory):
         keys = [parse_key(ring["genesis"])]
         for note in ring["certificates"]:
             keys.append(open_certificate(note, keys[-1])[1])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
     return keys
 
@@ -510,14 +514,19 @@ def check_manifest(place):
     try:
         manifest = (place / "manifest.json").read_bytes()
         listed = {str(file["path"]): file["sha256"] for file in json.loads(manifest)["files"]}
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise Wrong("manifest.json", "not a manifest") from None
     there = {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()}
     there -= {"manifest.json", "manifest.note"}
     if there != set(listed):
         raise Wrong(sorted(there ^ set(listed))[0], "missing, or not in the manifest")
     for name, digest in listed.items():
-        if hashlib.sha256((place / name).read_bytes()).hexdigest() != digest:
+        try:
+            with (place / name).open("rb") as stream:
+                found = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise Wrong(name, error.strerror, INCOMPLETE) from None
+        if found != digest:
             raise Wrong(name, "its hash is not the one in the manifest")
     return manifest
 
@@ -560,6 +569,9 @@ def main():
         return wrong.status
     anchors = bool(given) + len(options.checkpoint)
     print("INTACT" if anchors else "INTERNALLY CONSISTENT (no anchor was given)")
+    # without this line, only the chain was checked, and nothing that lies beside it
+    if package:
+        print("evidence package: every file is the one that the chain's last key signed for")
     print(f"chain {chain.chain}, {chain.first_ts} to {chain.last_ts}")
     print(
         f"{chain.size - chain.base} records, {chain.base} pruned before them, "

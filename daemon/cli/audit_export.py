@@ -14,7 +14,7 @@ import msgspec
 
 from safeclaw.daemon.cli.audit import common, filters
 from safeclaw.daemon.evidence import period
-from safeclaw.daemon.evidence.export import PROOFS, export, open_output
+from safeclaw.daemon.evidence.export import PROOFS, beside, export, open_output
 from safeclaw.daemon.evidence.formats import FORMATS
 from safeclaw.daemon.evidence.sample import draw
 from safeclaw.daemon.evidence.selection import Query
@@ -67,8 +67,7 @@ def export_command(
         manifest = export(state / "journal", asked, format_name, sys.stdout.write, prove=PROOFS)
         sys.stdout.flush()
     else:
-        path = Path(output)
-        partial = path.with_name(path.name + ".partial")
+        partial, path = beside(Path(output))
         try:
             with open_output(partial) as stream:
                 manifest = export(state / "journal", asked, format_name, stream.write)

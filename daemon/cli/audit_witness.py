@@ -193,7 +193,9 @@ def _say(url: str, size: int, at: int | None, as_json: bool) -> None:
 
 
 def _keep(path: Path, note: str) -> None:
-    partial = path.with_name(path.name + ".partial")
+    from safeclaw.daemon.evidence.export import beside
+
+    partial, path = beside(path)
     try:
         partial.write_text(note, "utf-8")
         os.replace(partial, path)

@@ -86,11 +86,11 @@ def export(
         out(writer.row(found))
     proofs = walked.proofs()
     whole = "each record" if walked.count == len(proofs) else f"the first {len(proofs)} records"
-    if walked.count > len(proofs) and walked.last_seq is not None:
-        # A second pass, for the last one too.
-        again = Pass(directory, query)
-        ends = {walked.last_seq}
-        for _ in again.found(ends):
+    last = walked.last_covered
+    if last is not None and last not in {proof.seq for proof in proofs}:
+        # A second pass, for the last one too; to the same tree, whatever was written meanwhile.
+        again = Pass(directory, query, signed=walked.note)
+        for _ in again.found({last}):
             pass
         proofs = [*proofs, *again.proofs()]
         whole += " and the last that the checkpoint covers"
@@ -142,6 +142,21 @@ def holds(proof: InclusionProof, checkpoint: str, keys: list[note.PublicKey]) ->
         "the checkpoint is not signed by a key that is known",
         hint="safeclaw audit keys export writes the chain's keys, each epoch's",
     )
+
+
+def beside(path: Path) -> tuple[Path, Path]:
+    """Return where to write what is to take a file's place when it is whole, and that place.
+
+    Raises:
+        JournalError: what is there is no file to be replaced, but a device such as /dev/null.
+    """
+    try:
+        path = path.resolve()
+        if path.exists() and not path.is_file():
+            raise JournalError(f"{path}: not an ordinary file", hint="name one to be written")
+    except OSError as error:
+        raise JournalError.of(error, path) from error
+    return path.with_name(path.name + ".partial"), path
 
 
 def open_output(path: Path) -> IO[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from hashlib import sha256
@@ -78,6 +79,8 @@ def _take(
 #: SAFETY: the repository may be an agent's workspace, and its configuration, which an agent can
 #: write, names programs: hooks, a signature checker, a pager, a transport.  None may run here.
 _TAME = (
+    # whose it is says nothing about what may be read: git would show no history at all
+    "-c", "safe.directory=*",
     "-c", "core.hooksPath=/dev/null",
     "-c", "core.fsmonitor=false",
     "-c", "log.showSignature=false",
@@ -105,6 +108,7 @@ def _git(repository: Path, *arguments: str) -> bytes:
     return result.stdout if result.returncode == 0 else b""
 
 
+_COMMIT = re.compile(r"\x01[0-9a-f]{40,64}")
 #: Nor what attributes may name for showing a difference.
 _PLAIN = ("--no-ext-diff", "--no-textconv", "--no-show-signature")
 
@@ -116,12 +120,17 @@ def _committed(repository: Path) -> Iterator[tuple[Origin, bytes]]:
         log = _git(
             repository, "log", *_PLAIN, "--all", "-z", fields, "--name-only", "--", ".safeclaw"
         )
-        for entry in log.decode("utf-8", "replace").split("\x01")[1:]:
-            commit, author, date, subject, *names = entry.split("\0")
-            for name in (name.strip("\n") for name in names):
-                if name.endswith((".yaml", ".yml")):
-                    data = _git(repository, "cat-file", "blob", f"{commit}:{name}")
-                    yield Origin("", "git", name, commit, author, date, subject), data
+        words = iter(log.decode("utf-8", "replace").split("\0"))
+        commit = author = date = subject = ""
+        for word in words:
+            name = word.strip("\n")
+            # SAFETY: by count, not by what is in them: who commits chooses an author and a subject.
+            if _COMMIT.fullmatch(name):
+                commit = name[1:]
+                author, date, subject = (next(words, "") for _ in range(3))
+            elif commit and name.endswith((".yaml", ".yml")):
+                data = _git(repository, "cat-file", "blob", f"{commit}:{name}")
+                yield Origin("", "git", name, commit, author, date, subject), data
     except (OSError, subprocess.TimeoutExpired):
         return
 

@@ -22,7 +22,7 @@ from typing import Final
 import msgspec
 
 from safeclaw.daemon.evidence import controls, history, pages
-from safeclaw.daemon.evidence.export import export, open_output, tool
+from safeclaw.daemon.evidence.export import beside, export, open_output, tool
 from safeclaw.daemon.evidence.selection import Query
 from safeclaw.daemon.evidence.summary import summarize
 from safeclaw.daemon.journal import files, keys, verifier
@@ -94,6 +94,7 @@ def build(
     Raises:
         JournalError: the journal, its keys or the output cannot be read or written.
     """
+    beside(output)
     try:
         with tempfile.TemporaryDirectory(prefix="safeclaw-evidence-") as place:
             return _build(state, query, output, Path(place), repository, on_step)
@@ -236,7 +237,7 @@ def _digest(path: Path) -> str:
 
 
 def _pack(place: Path, output: Path) -> None:
-    partial = output.with_name(output.name + ".partial")
+    partial, output = beside(output)
     try:
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
             for path in sorted(place.rglob("*")):
@@ -327,7 +328,7 @@ def _manifest_problem(place: Path) -> tuple[str, str] | None:
         manifest = msgspec.json.decode((place / MANIFEST).read_bytes(), type=Contents)
     except FileNotFoundError:
         return MANIFEST, "the file is missing"
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return MANIFEST, "not a manifest"
     listed = {file.path: file for file in manifest.files}
     there = {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()}

@@ -37,7 +37,7 @@ class Period:
     def text(self) -> str:
         """Return the period for a person."""
         begin, end = (
-            f"{moment:%Y-%m-%d %H:%M:%S}" if moment is not None else ""
+            stamp(moment)[:19].replace("T", " ") if moment is not None else ""
             for moment in (self.since, self.until)
         )
         match bool(begin), bool(end):
@@ -53,7 +53,8 @@ class Period:
 
 def stamp(moment: datetime) -> str:
     """Return a time as records write it: what sorts as text sorts as time."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    # not strftime, which writes the year 26 with two digits
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def parse(since: str | None, until: str | None, now: datetime) -> Period:

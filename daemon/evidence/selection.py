@@ -68,13 +68,15 @@ class Proof:
 class Pass:
     """One pass over a chain: what matches, how much there is, and proofs for what is wanted."""
 
-    def __init__(self, directory: Path, query: Query) -> None:
-        """Read the latest checkpoint; the chain is read by :meth:`found`."""
+    def __init__(self, directory: Path, query: Query, *, signed: str | None = None) -> None:
+        """Read the latest checkpoint, else take ``signed``; :meth:`found` reads the chain."""
         self._directory = directory
         self._query = query
         self.total = self.count = 0
         self.first_seq: int | None = None
         self.last_seq: int | None = None
+        #: The last match that the checkpoint covers.
+        self.last_covered: int | None = None
         self.chain = ""
         self.note = ""
         self.size = 0
@@ -82,7 +84,9 @@ class Pass:
         self._prover: Prover | None = None
         self._wanted: dict[int, bytes] = {}
         try:
-            self.note = (directory / files.CHECKPOINT).read_bytes().decode()
+            if signed is None:
+                signed = (directory / files.CHECKPOINT).read_bytes().decode()
+            self.note = signed
             checkpoint = note.parse_checkpoint(self.note.partition("\n\n")[0] + "\n")
         except (OSError, UnicodeDecodeError, note.NoteError):
             self.note = ""  # no proofs then; verify says what that means
@@ -115,6 +119,8 @@ class Pass:
                 self.count += 1
                 self.first_seq = record.seq if self.first_seq is None else self.first_seq
                 self.last_seq = record.seq
+                if record.seq < self.size:
+                    self.last_covered = record.seq
                 yield Found(record, line)
 
     def _begin(self, record: Record) -> None:

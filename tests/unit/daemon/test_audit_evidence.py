@@ -20,7 +20,7 @@ from safeclaw.daemon.journal.report import Status
 from safeclaw.errors import JournalError, UsageError
 from tests.standalone import PATH, standalone
 from tests.unit.daemon.auditing import run
-from tests.unit.daemon.fortnight import ALL, POLICY, repository, state
+from tests.unit.daemon.fortnight import ALL, POLICY, git, repository, state
 
 __all__ = ["repository", "state"]
 
@@ -300,3 +300,62 @@ def test_a_repositorys_configuration_runs_no_program(repository: Path, tmp_path:
     assert list(content.values()) == [POLICY]
     assert "policy: change 0" in history.log_text(repository)
     assert not marker.exists()
+
+
+def test_history_is_read_whoever_commits_and_whoever_owns_it(tmp_path: Path) -> None:
+    place = tmp_path / "work"
+    (place / ".safeclaw").mkdir(parents=True)
+    git(place, "init", "-q")
+    (place / ".safeclaw" / "policy.yaml").write_bytes(POLICY)
+    git(place, "add", ".safeclaw")
+    # what separates commits in the text that is parsed
+    git(place, "-c", "user.name=A\x01B", "commit", "-qm", "one \x01two")
+    if os.geteuid() == 0:
+        for path in (place, *place.rglob("*")):
+            os.chown(path, 65534, 65534)
+    digest = sha256(POLICY).hexdigest()
+    (origin,), _ = history.origins([digest], place)
+    assert (origin.kind, origin.author) == ("git", "A\x01B <a@example.com>")
+    assert origin.subject == "one \x01two"
+    assert "policy.yaml" in history.log_text(place)
+
+
+def test_a_package_takes_no_devices_place(state: Path, tmp_path: Path) -> None:
+    device = tmp_path / "null"
+    os.mkfifo(device)
+    result = run("evidence", "--state", str(state), "--output", str(device))
+    assert isinstance(result.exception, JournalError)
+    assert device.is_fifo()
+
+
+def test_what_whoever_made_a_package_chose_ends_in_one_plain_line(
+    package: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "unpacked"
+    place.mkdir()
+    unpack(package, place)
+
+    def said() -> tuple[int, str]:
+        done = subprocess.run(
+            [sys.executable, str(PATH), str(place)], check=False, capture_output=True, text=True
+        )
+        assert done.stderr == ""
+        return done.returncode, done.stdout
+
+    assert "evidence package: every file is the one" in said()[1]
+    strange = place / "a\x1b[31m\u202eb"
+    strange.touch()
+    status, text = said()
+    assert (status, text) == (1, "TAMPERED: a\\x1b[31m\\u202eb: missing, or not in the manifest\n")
+    strange.unlink()
+    keyring = (place / "journal" / "keyring").read_bytes()
+    (place / "journal" / "keyring").write_text("[" * 100_000)
+    assert said()[0] == 1
+    (place / "journal" / "keyring").write_bytes(keyring)
+    for content in ("[" * 100_000, '{"files": ' + "[" * 100_000, '{"a": ' + "[" * 100_000):
+        (place / "manifest.json").write_text(content)
+        assert said() == (1, "TAMPERED: manifest.json: not a manifest\n")
+        report = check_directory(place, None)
+        assert report.status is Status.TAMPERED
+        assert report.finding is not None
+        assert report.finding.what == "not a manifest"

@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import json
+import os
 import re
 from hashlib import sha256
 from pathlib import Path
@@ -14,9 +15,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from safeclaw.daemon.evidence.export import InclusionProof, Manifest, holds
+from safeclaw.daemon.evidence.export import InclusionProof, Manifest, export, holds
 from safeclaw.daemon.evidence.formats import FORMATS
 from safeclaw.daemon.evidence.sample import Sample
+from safeclaw.daemon.evidence.selection import Query
 from safeclaw.daemon.journal import Entry, Journal, RecordType, files, keys
 from safeclaw.daemon.journal.merkle import leaf_hash
 from safeclaw.errors import JournalError, UsageError
@@ -246,3 +248,45 @@ def test_proofs_of_a_pruned_chain_hold(tmp_path: Path) -> None:
     known = keys.read_public_keys(tmp_path / "keys" / files.PUBLIC_KEY)
     assert manifest.first_seq
     assert all(holds(proof, manifest.checkpoint, known) for proof in manifest.proofs)
+
+
+def test_every_proof_is_of_the_checkpoint_beside_it_while_the_chain_grows(tmp_path: Path) -> None:
+    directory = tmp_path / "journal"
+
+    def grow(count: int) -> None:
+        with Journal.open(directory) as journal:
+            for number in range(count):
+                journal.append(decision(number))
+
+    grow(20)
+    written: list[str] = []
+
+    def write(text: str) -> None:
+        written.append(text)
+        if len(written) == 15:  # of 10 that get a proof at once
+            grow(20)
+
+    manifest = export(directory, Query(), "jsonl", write, prove=10)
+    known = keys.read_public_keys(tmp_path / "keys" / files.PUBLIC_KEY)
+    assert all(holds(proof, manifest.checkpoint, known) for proof in manifest.proofs)
+    size = int(manifest.checkpoint.split("\n")[1])
+    assert manifest.records > size
+    assert [proof.seq for proof in manifest.proofs] == [*range(10), size - 1]
+
+
+def test_a_device_is_not_replaced_by_an_export(state: Path, tmp_path: Path) -> None:
+    device = tmp_path / "null"  # as /dev/null is: there, and no file
+    os.mkfifo(device)
+    result = run("export", "--state", str(state), "--output", str(device))
+    assert isinstance(result.exception, JournalError)
+    assert result.exception.message.endswith("null: not an ordinary file")
+    assert device.is_fifo()
+    assert not list(tmp_path.glob("null.*"))
+
+
+def test_an_export_goes_where_a_link_leads(state: Path, tmp_path: Path) -> None:
+    place = tmp_path / "latest"
+    place.symlink_to(tmp_path / "real.jsonl")
+    assert run("export", "--state", str(state), "--output", str(place)).exit_code == 0
+    assert place.is_symlink()
+    assert (tmp_path / "real.jsonl").stat().st_size

@@ -93,3 +93,10 @@ def test_every_leaf_has_a_proof_and_no_other_leaf_has_it(
         assert not included(leaves[index], index, size, [*path, bytes(32)], root)
         if path:
             assert not included(leaves[index], index, size, path[:-1], root)
+
+
+@pytest.mark.parametrize("words", ["2000 years", "0500-01-01", "0026-02-03"])
+def test_a_time_long_ago_sorts_before_every_record(words: str) -> None:
+    begin = period.moment(words, NOW)
+    assert period.stamp(begin) < period.stamp(NOW)
+    assert len(period.stamp(begin)) == len("2026-05-31T12:30:15.000000Z")
