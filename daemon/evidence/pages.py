@@ -31,6 +31,20 @@ def headline(summary: Summary) -> str:
     )
 
 
+def _targets(summary: Summary) -> str:
+    few = "" if summary.targets_complete else ", counts may be too low: there were too many"
+    return "Top denied targets" + few
+
+
+def _columns(summary: Summary) -> tuple[str, ...]:
+    """Return the outcomes there are, the third where it is one: so that rows add up."""
+    return ("allowed", "denied", *(("observed",) if summary.observed else ()))
+
+
+def _counts(share: Share, summary: Summary) -> tuple[int, ...]:
+    return (share.allowed, share.denied, *((share.observed,) if summary.observed else ()))
+
+
 def draw(summary: Summary, console: Console) -> None:
     """Draw the summary on a terminal, or plainly into a file."""
     from rich.table import Table
@@ -57,10 +71,11 @@ def draw(summary: Summary, console: Console) -> None:
     largest = counts[0][1] if counts else 1
     table("Top denied actions", ("action", "denied", ""),
           [(name, count, _bar(count, largest)) for name, count in counts])  # fmt: skip
-    table("Top denied targets", ("target", "denied"), list(summary.top_denied_targets))
+    table(_targets(summary), ("target", "denied"), list(summary.top_denied_targets))
     for title, shares in (("Agents", summary.agents), ("Rules", summary.rules)):
-        table(title, ("name", "allowed", "denied", ""),
-              [(s.name, s.allowed, s.denied, _split(s)) for s in shares[:20]])  # fmt: skip
+        more = f", the first 20 of {len(shares)}" if len(shares) > 20 else ""
+        table(title + more, ("name", *_columns(summary), ""),
+              [(s.name, *_counts(s, summary), _split(s)) for s in shares[:20]])  # fmt: skip
     busiest = max((share.denied for share in summary.days), default=1)
     table("Denied by day", ("day", "denied", ""),
           [(s.name, s.denied, _bar(s.denied, busiest)) for s in summary.days[-31:]])  # fmt: skip
@@ -119,10 +134,10 @@ def html(summary: Summary) -> str:
         parts.append("</table>")
 
     table("Top denied actions", ("action", "denied"), list(summary.top_denied_actions))
-    table("Top denied targets", ("target", "denied"), list(summary.top_denied_targets))
+    table(_targets(summary), ("target", "denied"), list(summary.top_denied_targets))
     for title, shares in (("Agents", summary.agents), ("Rules", summary.rules)):
-        table(title, ("name", "allowed", "denied"),
-              [(s.name, s.allowed, s.denied) for s in shares])  # fmt: skip
+        table(title, ("name", *_columns(summary)),
+              [(s.name, *_counts(s, summary)) for s in shares])  # fmt: skip
     busiest = max((share.denied for share in summary.days), default=1) or 1
     if summary.days:
         parts.append("<h2>Denied by day</h2><table>")

@@ -6,6 +6,7 @@ targets not at all: beyond :data:`TARGETS_MAX` the rare ones are dropped, and sa
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +21,8 @@ from safeclaw.daemon.journal.text import let_through, target_text
 
 TARGETS_MAX: Final = 20_000
 _TOP: Final = 10
+#: The id of a rule that stands in a policy file, its own or one that it extends.
+_WRITTEN: Final = re.compile(r"(?!runtime:).+:[0-9]+")
 #: Denials rise when the last week has half as many again as the one before, and at least ten.
 _WEEK: Final = timedelta(days=7)
 
@@ -34,7 +37,11 @@ class Share(msgspec.Struct, frozen=True):
 
 
 class Force(msgspec.Struct, frozen=True):
-    """A policy, and when it was in force; ``rules`` is None when no record says how many."""
+    """A policy, and when it was in force; ``rules`` is None when no record says how many.
+
+    ``rules_used`` is how many of them decided something; ``used`` are the ids of all that
+    did, those besides that stand in no policy file included.
+    """
 
     name: str
     version: str
@@ -87,6 +94,11 @@ class _Policy:
         self.decisions = 0
         self.rules: int | None = None
         self.used: set[str] = set()
+
+    @property
+    def written(self) -> int:
+        """How many rules of the policy, and of those it extends, decided something."""
+        return sum(_WRITTEN.fullmatch(rule) is not None for rule in self.used)
 
 
 class _Tally:
@@ -172,11 +184,10 @@ class _Tally:
                     f"(still {version or 'none'})"
                 )
         for policy in self.policies.values():
-            own = {rule for rule in policy.used if rule.startswith(f"{policy.ref.name}:")}
-            if policy.rules is not None and policy.decisions and len(own) < policy.rules:
+            if policy.rules is not None and policy.decisions and policy.written < policy.rules:
                 said.append(
                     f"policy {policy.ref.name} {policy.ref.sha256[:12]}: "
-                    f"{policy.rules - len(own)} of {policy.rules} rules were never used"
+                    f"{policy.rules - policy.written} of {policy.rules} rules were never used"
                 )
         rising = self._rising()
         return [*said, rising] if rising else said
@@ -229,7 +240,7 @@ def summarize(directory: Path, query: Query) -> Summary:
             last=policy.last,
             decisions=policy.decisions,
             rules=policy.rules,
-            rules_used=len(policy.used),
+            rules_used=policy.written,
             used=sorted(policy.used),
         )
         for policy in tally.policies.values()

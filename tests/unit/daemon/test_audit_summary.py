@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from safeclaw.daemon.journal import Entry, Journal, RecordType
-from tests.journals import DAY, Host
+from safeclaw.daemon.journal import Entry, Journal, PolicyRef, RecordType
+from tests.journals import DAY, Host, decision
 from tests.unit.daemon.auditing import run
 from tests.unit.daemon.fortnight import ALL, state
 
@@ -109,3 +109,52 @@ def test_what_an_agent_chose_is_neither_markup_nor_a_tag(state: Path) -> None:
     assert "<script>" not in page
     assert "&lt;script&gt;0" in page
     assert "@media print" in page
+
+
+def test_the_columns_of_a_summary_add_up_to_what_was_decided(tmp_path: Path) -> None:
+    place = tmp_path / "observed"
+    with Journal.open(place / "journal") as journal:
+        for number, enforced in enumerate(("observe", "observe", "openat")):
+            journal.append(
+                Entry(
+                    type=RecordType.DECISION,
+                    agent="demo",
+                    attempt=number,
+                    decision="deny",
+                    enforced_by=enforced,
+                    rule="p:1",
+                )
+            )
+    page = run("summary", "--state", str(place), *ALL, "--html").stdout
+    assert "<th>observed<tr><td>demo<td class=n>0<td class=n>1<td class=n>2</table>" in page
+    shown = run("summary", "--state", str(place), *ALL).stdout
+    rows = [line.split() for line in shown.splitlines()]
+    assert ["demo", "0", "1", "2"] in [row[:4] for row in rows]
+
+
+def test_counts_that_may_be_too_low_are_said_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("safeclaw.daemon.evidence.summary.TARGETS_MAX", 200)
+    place = tmp_path / "many"
+    with Journal.open(place / "journal") as journal:
+        for number in range(250):
+            journal.append(decision(number, effect="deny"))
+    for form in ((), ("--html",)):
+        shown = run("summary", "--state", str(place), *ALL, *form).stdout
+        assert "Top denied targets, counts may be too low" in shown
+
+
+def test_a_rule_of_the_policy_that_is_extended_counts_as_used(tmp_path: Path) -> None:
+    policy = PolicyRef(name="child", sha256="0" * 64, version="1")
+    place = tmp_path / "child"
+    with Journal.open(place / "journal") as journal:
+        journal.append(Entry(type=RecordType.POLICY_LOAD, policy=policy, detail={"rules": 2}))
+        for rule in ("child:1", "soc2-baseline:3", "runtime:4", "default-deny"):
+            journal.append(
+                Entry(type=RecordType.DECISION, decision="deny", rule=rule, policy=policy)
+            )
+    value = json.loads(run("summary", "--state", str(place), *ALL, "--json").stdout)
+    assert value["drift"] == []
+    (force,) = value["policies"]
+    assert (force["rules"], force["rules_used"], len(force["used"])) == (2, 2, 4)
