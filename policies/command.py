@@ -7,6 +7,7 @@ arguments one by one; a last ``*`` takes all that remain, even none.
 
 from __future__ import annotations
 
+import itertools
 import shlex
 
 import msgspec
@@ -67,13 +68,14 @@ def command_globs(text: str, *, workspace: str, home: str) -> list[CommandGlob]:
         others = others[:-1]
     if text.strip() == "*":
         open_ended = True
-    choices: list[list[Word]] = [[]]
+    choices: list[list[Word]] = []
+    count = 1
     for token in others:
-        alternatives = [glob.word(one) for one in glob.braces(token)]
-        choices = [[*before, one] for before in choices for one in alternatives]
-        if len(choices) > glob.MAX_ALTERNATIVES:
+        choices.append([glob.word(one) for one in glob.braces(token)])
+        count *= len(choices[-1])
+        if count > glob.MAX_ALTERNATIVES:
             raise GlobError(f"the braces stand for more than {glob.MAX_ALTERNATIVES} globs")
-    arguments = [Arguments(tuple(words), open_ended) for words in choices]
+    arguments = [Arguments(words, open_ended) for words in itertools.product(*choices)]
     programs: list[tuple[Word | None, PathGlob | None]] = []
     for one in glob.braces(first):
         if "/" in one or one.startswith("~"):

@@ -166,11 +166,12 @@ def braces(text: str) -> list[str]:
         parts = _split_brace(item)
         if parts is None:
             done.append(item)
-        else:
-            before, choices, after = parts
-            todo.extend(f"{before}{choice}{after}" for choice in reversed(choices))
-        if len(done) + len(todo) > MAX_ALTERNATIVES:
+            continue
+        before, choices, after = parts
+        # counted before they are made: each is as long as the rest of the glob
+        if len(done) + len(todo) + len(choices) > MAX_ALTERNATIVES:
             raise GlobError(f"the braces stand for more than {MAX_ALTERNATIVES} globs")
+        todo.extend(f"{before}{choice}{after}" for choice in reversed(choices))
     return done
 
 
@@ -178,12 +179,16 @@ def _split_brace(text: str) -> tuple[str, list[str], str] | None:
     """Return what is before, in and after the first brace; None without one."""
     depth = at = opened = begun = 0
     choices: list[str] = []
+    closed = True
     while at < len(text):
         char = text[at]
         if char == "\\":
             at += 1
-        elif char == "[" and (found := _SET.match(text, at)):
-            at = found.end() - 1
+        elif char == "[" and closed:
+            found = _SET.match(text, at)
+            # what closes no set here closes none further on, so that nothing is looked for twice
+            closed = found is not None
+            at = at if found is None else found.end() - 1
         elif char == "{":
             depth += 1
             if depth == 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
+import tracemalloc
 from collections.abc import Callable
 
 import pytest
@@ -128,3 +129,34 @@ def test_a_nasty_glob_takes_steps_in_proportion_to_the_path(
     few, many = steps(lambda: one.match(short)), steps(lambda: one.match(long))
     assert many <= 6 * few + 100
     assert many < 200 * len(long)
+
+
+def test_a_set_that_is_never_closed_is_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = 0
+    pattern = glob._SET  # pyright: ignore[reportPrivateUsage]
+
+    class Counted:
+        """The pattern of a set, and how often it was tried."""
+
+        def match(self, text: str, at: int) -> object:
+            nonlocal looked
+            looked += 1
+            return pattern.match(text, at)
+
+    monkeypatch.setattr(glob, "_SET", Counted())
+    for text in ("[" * 500, "{a,b}" + "[" * 500, "[[a]" + "[\\]" * 500):
+        looked = 0
+        with pytest.raises(GlobError, match="never closed"):
+            path_globs(text, workspace="/", home="/")
+        assert looked < 12
+
+
+def test_choices_that_are_too_many_are_not_made_first() -> None:
+    text = "{" + "," * 4000 + "}" + "x" * 4000
+    tracemalloc.start()
+    try:
+        with pytest.raises(GlobError, match="more than 256"):
+            path_globs(text, workspace="/", home="/")
+        assert tracemalloc.get_traced_memory()[1] < 100 * len(text)
+    finally:
+        tracemalloc.stop()
