@@ -24,6 +24,8 @@ _SIGNAL = signal.SIGRTMIN + 3
 
 _lock = threading.Lock()
 _waiting: dict[int, Notification] = {}
+#: Whether the watch is there; under the lock, as the table.
+_watched = False
 
 
 def prepare() -> None:
@@ -46,9 +48,8 @@ def waiting(note: Notification, call: Callable[[], int]) -> int:
     mine = threading.get_ident()
     try:
         with _lock:
+            _start_watch()
             _waiting[mine] = note
-            if len(_waiting) == 1:
-                _start_watch()
         while True:
             try:
                 return call()
@@ -60,23 +61,29 @@ def waiting(note: Notification, call: Callable[[], int]) -> int:
                 raise error(errno.EINTR)
     finally:
         with _lock:
-            del _waiting[mine]
+            _waiting.pop(mine, None)
 
 
 def _start_watch() -> None:
+    """Have one watch, and no more: callers come and go faster than it looks; with the lock held."""
+    global _watched
+    if _watched:
+        return
     try:
         threading.Thread(target=_watch, name="interrupter", daemon=True).start()
     except RuntimeError:  # the person has no process left to have: nobody would look after this
         raise error(errno.EAGAIN) from None
+    _watched = True
 
 
 def _watch() -> None:
-    # One too many of these, when the last caller and the next meet, harms nobody.
+    global _watched
     pause = threading.Event()
     while True:
         pause.wait(_PACE)
         with _lock:
             if not _waiting:
+                _watched = False
                 return
             found = list(_waiting.items())
         vain = [thread for thread, note in found if _in_vain(note)]

@@ -50,7 +50,24 @@ def test_who_cannot_be_looked_after_does_not_wait(monkeypatch: pytest.MonkeyPatc
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", none_left)
+    monkeypatch.setattr(interrupt, "_watched", False)
     note = Notification.__new__(Notification)
     with pytest.raises(BlockingIOError):
         interrupt.waiting(note, lambda: pytest.fail("it would wait for ever"))
     assert not interrupt._waiting  # pyright: ignore[reportPrivateUsage]
+
+
+def test_callers_that_come_and_go_are_looked_after_by_one_watch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started = list[str]()
+
+    def counted(thread: threading.Thread) -> None:
+        started.append(thread.name)
+
+    monkeypatch.setattr(threading.Thread, "start", counted)
+    monkeypatch.setattr(interrupt, "_watched", False)
+    note = Notification.__new__(Notification)
+    for _ in range(100):
+        assert interrupt.waiting(note, lambda: 7) == 7
+    assert started == ["interrupter"]
