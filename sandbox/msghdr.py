@@ -28,13 +28,16 @@ _CONTROL_MAX = 64 * 1024
 TRANSFER_MAX = 0x7FFFF000
 _SCM_RIGHTS, _SCM_CREDENTIALS = 1, 2
 #: Control data that chooses nothing but how a packet looks: TOS TTL PKTINFO, PKTINFO HOPLIMIT
-#: TCLASS DONTFRAG, UDP_SEGMENT, TIMESTAMPING.  SAFETY: no route, no option with a route.
+#: TCLASS DONTFRAG, UDP_SEGMENT, TIMESTAMPING.  SAFETY: no route, no option with a route; of
+#: PKTINFO the source address only.
 _CONTROL = {
     socket.IPPROTO_IP: (1, 2, 8),
     socket.IPPROTO_IPV6: (50, 52, 67, 62),
     socket.IPPROTO_UDP: (103,),
     socket.SOL_SOCKET: (37,),
 }
+#: Where a struct in_pktinfo and a struct in6_pktinfo have the interface to send by.
+_INTERFACE = {(socket.IPPROTO_IP, 8): 0, (socket.IPPROTO_IPV6, 50): 16}
 _libc = ctypes.CDLL(None, use_errno=True)
 _sendmsg = _libc.sendmsg
 _sendmsg.restype = ctypes.c_ssize_t
@@ -136,6 +139,11 @@ class Control:
                 continue  # only the supervisor's could be given, and the kernel adds those
             elif kind not in _CONTROL.get(level, ()):
                 raise error(errno.EPERM)
+            elif (level, kind) in _INTERFACE:
+                # SAFETY: behind another device than the route's may be another host of that
+                # address.  The source address stays: it is one of this host's.
+                at = _INTERFACE[level, kind]
+                body = body[:at] + bytes(4) + body[at + 4 :]
             header = struct.pack("=Qii", 16 + len(body), level, kind)
             self.data += header + body + bytes(-len(body) % 8)
 

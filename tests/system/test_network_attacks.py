@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 
 from tests.system.conftest import Person
 from tests.system.outside import ALLOW_GOOD, TRY, Outside, outside, run
@@ -194,6 +195,9 @@ options = {
     "source route": (0, 4, b"\\x83\\x07\\x04\\x00\\x00\\x00\\x00\\x00"),
     "device": (1, 25, b"lo\\0"),
     "device index": (1, 62, (1).to_bytes(4, "little")),
+    "device for unicast": (0, 50, (1).to_bytes(4, "big")),
+    "device for unicast 6": (41, 76, (1).to_bytes(4, "big")),
+    "packet info 6": (41, 50, bytes(16) + (1).to_bytes(4, "little")),
     "mark": (1, 36, (1).to_bytes(4, "little")),
     "transparent": (0, 19, (1).to_bytes(4, "little")),
     "group": (0, 35, socket.inet_aton("224.0.0.251") + socket.inet_aton("0.0.0.0")),
@@ -221,7 +225,67 @@ def test_a_socket_of_the_hosts_network_cannot_be_turned_to_more(
     # a kernel without CAP_NET_ADMIN's option says EPERM for itself
     assert said == {
         "source route": "EPERM", "device": "EPERM", "device index": "EPERM", "mark": "EPERM",
+        "device for unicast": "EPERM", "device for unicast 6": "EPERM", "packet info 6": "EPERM",
         "transparent": "EPERM", "group": "EPERM", "repair": "EPERM", "reconnect": "EACCES",
         "listen": "EACCES", "bind": "EACCES", "fast open": "ENOTSUP",
     }  # fmt: skip
     assert f"tcp {EVIL}:80" not in outside.seen()
+
+
+#: Another device of the host's, behind which any host may have any address.
+AWAY = 77
+ANOTHER_DEVICE = (
+    "ip link add away index 77 type veth peer name astray && ip link set away up && "
+    "ip link set astray up && ip addr add 198.51.100.77/32 dev away"
+)
+OTHER_WAYS = (
+    TRY
+    + f"""
+import struct
+there = ("{GOOD}", 9999)
+def udp():
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.settimeout(20)
+    sock.sendto(b"plain", there)  # from now on it is one of the host's
+    assert sock.recv(100) == b"plain"
+    return sock
+info = (0, 8, struct.pack("=i8x", {AWAY}))
+said = [attempt(lambda: udp().sendmsg([b"info"], [info], 0, there))]
+option = udp()
+said.append(attempt(lambda: option.setsockopt(0, 50, struct.pack(">I", {AWAY}))))
+said.append(attempt(lambda: option.sendto(b"option", there)))
+udp()
+print(json.dumps(said))
+"""
+)
+#: The supervisor with the defences off: devices may be chosen.
+ANY_DEVICE = """
+import sys
+from safeclaw.daemon import kept
+from safeclaw.daemon.cli.main import main
+from safeclaw.sandbox import filters, msghdr, syscalls
+msghdr._INTERFACE = {}
+syscalls._ROUTES = ()
+kept.filters = lambda state, *, network, confined=False: filters.build(
+    network=network, confined=confined)
+sys.exit(main())
+"""
+
+
+def test_a_datagram_takes_the_way_that_its_address_has(person: Person, outside: Outside) -> None:
+    subprocess.run([*outside.enter, "sh", "-c", ANOTHER_DEVICE], check=True)
+    allow = f"action: network.send, host: {GOOD}, effect: allow"
+    done = run(person, (allow,), OTHER_WAYS)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [4, "EPERM", 6]
+    assert outside.seen()[f"udp {GOOD}:9999"] == ["plain", "info", "plain", "option", "plain"]
+
+    driver = person.base / "driver.py"
+    driver.write_text(ANY_DEVICE)
+    person.own()
+    person.program[1:] = [str(driver)]
+    done = run(person, (allow,), OTHER_WAYS)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [4, None, 6]
+    # sent, and gone to whoever is behind the other device
+    assert outside.seen()[f"udp {GOOD}:9999"][5:] == ["plain"] * 3
