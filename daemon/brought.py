@@ -34,12 +34,13 @@ class Brought:
 
     def read(self, session: Session, hello: protocol.Hello) -> None:
         """Have a session's policy read; :meth:`done` gives it back."""
+        if self._thread is None:
+            thread = threading.Thread(target=self._work, name="brought", daemon=True)
+            thread.start()  # RuntimeError: there is none to have, and nobody waits for it
+            self._thread = thread
         with self._change:
             self._waiting.setdefault(session.uid, collections.deque()).append((session, hello))
             self._change.notify()
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="brought", daemon=True)
-            self._thread.start()
 
     def done(self) -> list[Read]:
         """Return, once, what has been read."""

@@ -11,7 +11,7 @@ import os
 import threading
 
 from safeclaw.daemon.journal.journal import Journal
-from safeclaw.errors import JournalError
+from safeclaw.errors import JournalError, JournalFaultError
 
 #: While nobody waits, commits are at least this far apart, in seconds: a sync costs the same
 #: for one record and for a thousand.
@@ -81,8 +81,13 @@ class Committer:
                 self._soon = self._due = False
             try:
                 self._durable = self._journal.commit()
-            except JournalError as problem:
-                self._fault = problem
+            except Exception as problem:
+                # SAFETY: without this thread nothing is on disk any more; that must be known.
+                self._fault = (
+                    problem
+                    if isinstance(problem, JournalError)
+                    else JournalFaultError(f"a defect: {type(problem).__name__}: {problem}")
+                )
                 self._ring()
                 return
             self._ring()

@@ -23,12 +23,13 @@ class Errands:
     def put(self, errand: Callable[[], None]) -> None:
         """Have this done, after what was put before."""
         with self._change:
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                thread.start()  # RuntimeError: there is none to have, and nothing was put
+                self._thread = thread
             self._waiting.append(errand)
             self._open += 1
             self._change.notify_all()
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                self._thread.start()
 
     def settle(self) -> None:
         """Wait until all that was put is done."""

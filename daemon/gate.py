@@ -220,18 +220,17 @@ class Gate:
         """Decide by another policy from the next number on."""
         if self._adopt is None:
             return
+        line = self._line
         try:
             compiled, strict, observe = self._adopt(policy)
+            with line.sending:
+                self._judge = Judge(compiled, strict=strict, observe=observe)
+                self._adopted = policy.sha256
+                message = protocol.Adopted(line.number + 1, policy.sha256)
+                line.keep(protocol.encode(message))
         except Exception as problem:
             # INVARIANT: the broker counts on it; what cannot be adopted must not be ignored.
-            self._line.lose(f"the new policy cannot be adopted: {problem}")
-            return
-        line = self._line
-        with line.sending:
-            self._judge = Judge(compiled, strict=strict, observe=observe)
-            self._adopted = policy.sha256
-            message = protocol.Adopted(line.number + 1, policy.sha256)
-            line.keep(protocol.encode(message))
+            line.lose(f"the new policy cannot be adopted: {problem}")
 
     # ---- what is refused without a policy
 

@@ -338,10 +338,12 @@ class InForce:
 
     def _look(self, ref: str) -> Look:
         try:
-            found = self._read(ref)
+            return self._weighed(ref, self._read(ref))
         except PolicyError as problem:
             return Look(ref, None, problem=problem.message, hint=problem.hint)
-        return self._weighed(ref, found)
+        except Exception as problem:
+            # What is in force stays; that its file cannot be read any more is recorded.
+            return Look(ref, None, problem=f"a defect: {type(problem).__name__}: {problem}")
 
     def _weighed(self, ref: str, found: Found) -> Look:
         current = self._states.get(ref, PolicyState(ref)).current

@@ -243,6 +243,13 @@ class Line:
         self._reader.start()
 
     def _read(self) -> None:
+        try:
+            self._listen()
+        except Exception as problem:
+            # SAFETY: a kill, or another policy, would be heard by nobody.
+            self.lose(f"a defect in safeclaw: {type(problem).__name__}: {problem}")
+
+    def _listen(self) -> None:
         while True:
             reason = "the broker has gone"
             try:

@@ -8,9 +8,11 @@ metrics for a moment, and no decision.  A loop that does not turn is told as 503
 from __future__ import annotations
 
 import contextlib
+import errno
 import queue
 import select
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +22,7 @@ from safeclaw.daemon import openmetrics
 from safeclaw.daemon.health import Snapshot
 from safeclaw.daemon.peer import Peer, peer_of
 from safeclaw.errors import BrokerError
+from safeclaw.policies.model import printable
 
 SOCKET_NAME = "metrics.sock"
 #: How long a reader may take to ask, and to take the answer, in seconds.
@@ -29,6 +32,8 @@ _LOOP_PATIENCE = 2.0
 #: A snapshot serves for this long: many readers cost the loop no more than one.
 _FRESH = 0.5
 _REQUEST_MAX = 8192
+#: While no descriptor is left for a reader, one is looked for this often, in seconds.
+_AGAIN = 0.1
 
 
 def listen(path: Path) -> socket.socket:
@@ -94,8 +99,18 @@ class Metrics:
             ready = {number for number, _ in poller.poll()}
             for listener in self._listeners:
                 if listener.fileno() in ready:
-                    with contextlib.suppress(OSError):
-                        self._serve(listener.accept()[0])
+                    self._take(listener)
+
+    def _take(self, listener: socket.socket) -> None:
+        try:
+            self._serve(listener.accept()[0])
+        except OSError as problem:
+            if problem.errno in (errno.EMFILE, errno.ENFILE):
+                time.sleep(_AGAIN)  # it stays ready, and nothing tells when there is one
+        except Exception as problem:
+            # The next reader is served all the same.
+            said = printable(f"{type(problem).__name__}: {problem}"[:1000])
+            sys.stderr.write(f"safeclawd: a defect, please report it: metrics: {said}\n")
 
     def _serve(self, sock: socket.socket) -> None:
         with sock:

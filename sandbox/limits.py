@@ -20,6 +20,7 @@ import msgspec
 
 from safeclaw.errors import WallError
 from safeclaw.policies.document import Resources
+from safeclaw.policies.model import Attempt, OtherTarget
 from safeclaw.sandbox import cgroup
 from safeclaw.sandbox.gate import Gate
 from safeclaw.sandbox.spec import Degraded, Isolation, LaunchSpec
@@ -176,7 +177,7 @@ class Limits:
         """Tell the gate of each limit that is reached; end the session where that is the limit."""
         if self._group is None and self._wanted.wall_time is None:
             return
-        threading.Thread(target=self._watch, args=(gate, kill), name="limits", daemon=True).start()
+        threading.Thread(target=self._guard, args=(gate, kill), name="limits", daemon=True).start()
 
     def kill(self) -> None:
         """Kill what is in the cgroup."""
@@ -200,6 +201,19 @@ class Limits:
         if self._group is not None:
             self._group.kill()
             self._group.remove()
+
+    def _guard(self, gate: Gate, kill: Callable[[], None]) -> None:
+        try:
+            self._watch(gate, kill)
+        except Exception as problem:
+            # SAFETY: nothing holds the session to its limits any more.
+            kill()
+            gate.violation(
+                Attempt("sandbox.defect", OtherTarget("limits")),
+                pid=0,
+                exe="",
+                reason=f"stopped, for a defect in safeclaw: {type(problem).__name__}: {problem}",
+            )
 
     def _watch(self, gate: Gate, kill: Callable[[], None]) -> None:
         wall, cpu = self._wanted.wall_time, self._wanted.cpu_time

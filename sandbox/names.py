@@ -25,7 +25,7 @@ from collections.abc import Callable
 
 from safeclaw.errors import WallError
 from safeclaw.policies import network
-from safeclaw.policies.model import Attempt, Decision, NameTarget
+from safeclaw.policies.model import Attempt, Decision, NameTarget, OtherTarget
 from safeclaw.sandbox import dns
 from safeclaw.sandbox.gate import Gate
 
@@ -224,6 +224,13 @@ class NameServer:
             work()
         except OSError:
             pass  # the asker has gone, or asks again
+        except Exception as problem:  # no answer is no address; but it is not to go unseen
+            self._gate.violation(
+                Attempt("sandbox.defect", OtherTarget("resolver")),
+                pid=self._pid,
+                exe="",
+                reason=f"refused, for a defect in safeclaw: {type(problem).__name__}: {problem}",
+            )
         finally:
             self._free.release()
 

@@ -256,8 +256,10 @@ class Journal:
                     with self._append_lock:
                         if self.upkeep.mark is None:
                             self.upkeep.mark = mark
-            except OSError as error:
-                self._fault = f"{self._directory}: {error.strerror or error}"
+            except Exception as error:
+                # SAFETY: whatever it is, what was taken is not on disk: nothing may follow it.
+                said = error.strerror if isinstance(error, OSError) else None
+                self._fault = f"{self._directory}: {said or f'{type(error).__name__}: {error}'}"
                 files.leave_fault_note(self._directory, self._timestamp(), self._fault)
                 raise JournalFaultError(
                     f"the journal cannot be written: {self._fault}",

@@ -150,6 +150,9 @@ class Forwarder:
             self._disconnect()
         except RecordError as error:
             self.problem = f"record {self._cursor.seq}: {error.message}"
+        except Exception as error:  # its thread goes on, and says so
+            self.problem = f"record {self._cursor.seq}: a defect: {type(error).__name__}: {error}"
+            self._disconnect()
         return durable + 1 - self._cursor.seq
 
     def close(self) -> None:

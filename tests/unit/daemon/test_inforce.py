@@ -14,6 +14,7 @@ from safeclaw.daemon.hands import Hands
 from safeclaw.daemon.inforce import InForce
 from safeclaw.daemon.peer import Peer
 from safeclaw.errors import BrokerError, PolicyError
+from safeclaw.policies import source
 
 NARROW = """\
 version: "1.0"
@@ -303,3 +304,14 @@ def test_what_is_on_file_can_be_read_by_a_person(ruled: Host) -> None:
         "demo",
         str(ruled.directory / "demo.yaml"),
     )
+
+
+def test_a_defect_in_reading_a_policy_is_told_and_what_is_in_force_stays(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RecursionError("unforeseen")
+
+    monkeypatch.setattr(source, "gather", broken)
+    assert host.change(WIDE) == [Event.INVALID]
+    assert "unforeseen" in host.policies.problems["demo"]
