@@ -229,7 +229,7 @@ def verify(
         from safeclaw.daemon.journal.heard import journald_entries
 
         where = Path(journald_directory) if journald_directory is not None else None
-        heard = journald_entries(directory, where)
+        heard = functools.partial(journald_entries, directory, where)
     with progress_bar("verifying") as progress:
         report = verifier.verify(
             directory, public_key=keys, checkpoints=kept, cosigners=cosigners, heard=heard,

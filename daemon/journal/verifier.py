@@ -29,7 +29,7 @@ from safeclaw.daemon.journal.report import Anchor, Report, Status
 from safeclaw.daemon.journal.walk import StopError, Walk
 from safeclaw.errors import JournalError
 
-#: How often a verification is begun again because a live writer pruned beneath it.
+#: How often a verification is begun again because a writer came or pruned beneath it.
 _RETRIES = 3
 
 #: What an anchor is called that is nothing but the chain's public keys.
@@ -60,13 +60,13 @@ def verify(
     public_key: PublicKey | Sequence[PublicKey] | None = None,
     checkpoints: Sequence[tuple[str, str]] = (),
     cosigners: Sequence[WitnessKey] = (),
-    heard: Iterable[tuple[int, str]] | None = None,
+    heard: Callable[[], Iterable[tuple[int, str]]] | None = None,
     progress: Progress | None = None,
     jobs: int | None = 1,
 ) -> Report:
     """Return the verdict on the journal in ``directory``.
 
-    ``heard`` is journald's word: (sequence, leaf in hex), in order.
+    ``heard`` gives journald's word, from its beginning: (sequence, leaf in hex), in order.
     ``public_key`` (the first epoch's, or those of several, oldest first) and
     ``checkpoints`` (name and signed note) are anchors: they count only if they were
     kept where the journal's owner could not change them.  ``cosigners`` are the witnesses
@@ -74,15 +74,15 @@ def verify(
     processes walk at most; None: as many as pay.
     """
     given = [public_key] if isinstance(public_key, PublicKey) else list(public_key or ())
-    copied = Copied(heard) if heard is not None else None
-    walk = Walk(given, copied)
-    for attempt in range(_RETRIES if heard is None else 1):
-        if attempt:
-            walk = Walk(given, None)
-        found = _segments(directory)
+    left = _RETRIES
+    while True:
+        left -= 1
+        seen = _seen(directory)
+        copied = Copied(heard()) if heard is not None else None
+        walk = Walk(given, copied)
         with contextlib.suppress(StopError):
             _walk(walk, directory, Claims(checkpoints, cosigners), Pace(progress, jobs))
-        if walk.report.status is Status.INTACT or _segments(directory)[:1] == found[:1]:
+        if walk.report.status is Status.INTACT or not left or not _moved(seen, _seen(directory)):
             break
     with contextlib.suppress(StopError):
         if walk.report.status is not Status.INTACT:
@@ -100,11 +100,30 @@ def verify(
     return walk.report
 
 
-def _segments(directory: Path) -> list[tuple[int, Path]]:
-    try:
-        return files.segments(directory)
-    except OSError:
-        return []
+class _Seen(NamedTuple):
+    """Whether a writer is at work, and the bytes of each segment, by number."""
+
+    live: bool
+    sizes: dict[int, int]
+
+
+def _seen(directory: Path) -> _Seen:
+    live = files.is_locked(directory)
+    sizes: dict[int, int] = {}
+    with contextlib.suppress(OSError):
+        for number, path in files.segments(directory):
+            sizes[number] = path.stat().st_size
+    return _Seen(live, sizes)
+
+
+def _moved(before: _Seen, now: _Seen) -> bool:
+    """Whether a writer has begun since, pruned, or set a torn tail aside.
+
+    That one which was there before appends says nothing against what was found.
+    """
+    if any(now.sizes.get(number, -1) < size for number, size in before.sizes.items()):
+        return True
+    return not before.live and now != before
 
 
 def _ring(directory: Path) -> list[PublicKey]:

@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -39,7 +40,7 @@ def _setting() -> Iterator[Setting]:
     setting.close()
 
 
-def broken(*_: object, **_named: object) -> None:
+def broken(*_: object, **_named: object) -> NoReturn:
     raise ValueError("unforeseen")
 
 

@@ -314,4 +314,4 @@ def test_a_defect_in_reading_a_policy_is_told_and_what_is_in_force_stays(
 
     monkeypatch.setattr(source, "gather", broken)
     assert host.change(WIDE) == [Event.INVALID]
-    assert "unforeseen" in host.policies.problems["demo"]
+    assert "unforeseen" in host.policies.problems()["demo"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from safeclaw.daemon.journal import Journal, files, reader
 from safeclaw.daemon.journal.filter import Filter
+from safeclaw.daemon.journal.merkle import leaf_hash
 from safeclaw.daemon.journal.report import Status
 from safeclaw.daemon.journal.verifier import read_checkpoint, verify
 from safeclaw.errors import JournalError
@@ -89,3 +91,60 @@ def test_what_is_pruned_while_somebody_begins_to_read_is_left_out(
     listed[-2][1].unlink()
     with pytest.raises(JournalError, match="No such file"):
         list(reader.read(directory))
+
+
+def test_a_writer_that_begins_during_a_verification_is_no_fault(tmp_path: Path) -> None:
+    directory = write_chain(tmp_path)
+    with files.segments(directory)[-1][1].open("ab") as segment:
+        segment.write(b'{"torn":')  # as a crash leaves it
+    writers: list[Journal] = []
+
+    def begins(_done: int, _all: int) -> None:
+        if not writers:
+            writers.append(Journal.open(directory))
+
+    report = verify(directory, progress=begins)
+    assert (report.status, report.finding) == (Status.INTACT, None)
+    assert any("a writer is at work" in note for note in report.notes)
+    writers[0].close()
+
+
+def test_what_a_writer_told_journald_during_a_verification_is_no_cut_off_tail(
+    tmp_path: Path,
+) -> None:
+    directory = write_chain(tmp_path)
+    came: list[int] = []
+
+    def heard() -> Iterator[tuple[int, str]]:
+        lines = [line for _, _, line in reader.lines(directory)]
+        yield from enumerate(leaf_hash(line).hex() for line in lines)
+        if not came:
+            with Journal.open(directory) as journal:  # it comes and goes
+                came.append(journal.append(decision(9)))
+            late = [line for _, _, line in reader.lines(directory)][len(lines) :]
+            yield from enumerate((leaf_hash(line).hex() for line in late), len(lines))
+
+    report = verify(directory, heard=heard)
+    assert came
+    assert (report.status, report.finding) == (Status.INTACT, None)
+
+
+def test_a_verification_against_journald_begins_again_when_it_is_pruned_beneath(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, host = tmp_path / "journal", Host(monkeypatch)
+    with host.open(directory) as journal:
+        for day in range(6):
+            journal.append(decision(day))
+            host.passes(DAY)
+        journal.commit()
+        pruned: list[int] = []
+
+        def prunes(_done: int, _all: int) -> None:
+            if not pruned:
+                pruned.append(journal.prune(4, override=True))
+                journal.commit()
+
+        report = verify(directory, heard=list, progress=prunes)
+    assert pruned[0] > 1
+    assert (report.status, report.finding) == (Status.INTACT, None)

@@ -158,7 +158,7 @@ def test_a_chain_rewritten_or_cut_with_its_key_is_found_by_journald(
         fill(journal, 4)
         forward(journald, directory, journal)
     journald.entries(5)
-    report = verify(directory, heard=journald_entries(directory, journald.files))
+    report = verify(directory, heard=lambda: journald_entries(directory, journald.files))
     assert report.headline == "intact"
     assert [str(anchor) for anchor in report.anchors] == ["journald: 5 records with the same hash"]
     # The owner cuts the tail and signs a new end with the real key.
@@ -168,7 +168,7 @@ def test_a_chain_rewritten_or_cut_with_its_key_is_found_by_journald(
     with Journal.open(directory) as journal:
         journal.checkpoint()
     assert verify(directory).headline == "internally consistent"
-    report = verify(directory, heard=journald_entries(directory, journald.files))
+    report = verify(directory, heard=lambda: journald_entries(directory, journald.files))
     assert report.status is Status.TAMPERED
     assert report.finding is not None
     assert report.finding.seq == 3
@@ -197,7 +197,7 @@ def test_what_others_send_to_journald_is_not_believed(journald: Journald, tmp_pa
 
     send(65534)
     assert len(journald.entries(6)) == 6  # the forgery is there
-    report = verify(directory, heard=journald_entries(directory, journald.files))
+    report = verify(directory, heard=lambda: journald_entries(directory, journald.files))
     assert report.headline == "intact", report.finding
     assert [str(anchor) for anchor in report.anchors] == ["journald: 5 records with the same hash"]
 
@@ -214,7 +214,7 @@ def test_what_journald_lost_is_said(tmp_path: Path) -> None:
     ]
     # A forwarder that was killed says some things twice; that hides no loss.
     heard = [*leaves[2:4], *leaves[6:8], *leaves[6:8], leaves[9]]
-    report = verify(directory, heard=heard)
+    report = verify(directory, heard=lambda: heard)
     assert report.headline == "intact"
     assert [str(anchor) for anchor in report.anchors] == ["journald: 5 records with the same hash"]
     assert report.notes == [
@@ -223,8 +223,8 @@ def test_what_journald_lost_is_said(tmp_path: Path) -> None:
         f"journald has nothing after record 9: {len(leaves) - 10} records are not there yet, "
         "or were lost",
     ]
-    assert verify(directory, heard=leaves).notes == []
-    assert verify(directory, heard=[]).notes == ["journald has no record of this chain"]
+    assert verify(directory, heard=lambda: leaves).notes == []
+    assert verify(directory, heard=list).notes == ["journald has no record of this chain"]
 
 
 def test_of_many_losses_the_first_are_named_and_all_are_counted() -> None:
