@@ -6,14 +6,22 @@ and of the machine.  A switch names a user, an agent, both, or neither (everybod
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import time
+from collections.abc import Generator
 from pathlib import Path
 
 import msgspec
 
 from safeclaw.daemon import statefile
+from safeclaw.errors import BrokerError
 
 FILE_NAME = "killed.json"
+LOCK_NAME = "killed.lock"
+#: How often another's change is waited for, and how long each time, in seconds.
+_LOOKS, _MOMENT = 200, 0.01
 
 
 class Switch(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -67,15 +75,40 @@ class KillSwitch:
 
     def add(self, switch: Switch) -> None:
         """Put an order in force, on disk; one for the same whom is replaced.  BrokerError."""
-        rest = tuple(one for one in self.switches if not _same(one, switch.uid, switch.agent))
-        self._write((*rest, switch))
+        with self._alone():
+            rest = tuple(one for one in self.switches if not _same(one, switch.uid, switch.agent))
+            self._write((*rest, switch))
 
     def remove(self, uid: int | None, agent: str | None) -> tuple[Switch, ...]:
         """Lift the orders for exactly this user and agent; return them.  BrokerError."""
-        lifted = tuple(one for one in self.switches if _same(one, uid, agent))
-        if lifted:
-            self._write(tuple(one for one in self._switches if one not in lifted))
-        return lifted
+        with self._alone():
+            lifted = tuple(one for one in self.switches if _same(one, uid, agent))
+            if lifted:
+                self._write(tuple(one for one in self._switches if one not in lifted))
+            return lifted
+
+    @contextlib.contextmanager
+    def _alone(self) -> Generator[None]:
+        """Change the file while nobody else does: the broker, and ``safeclaw kill`` without it.
+
+        SAFETY: a broker that is stopped just here does not keep the last resort's order off the
+        disk: after a while it is written all the same.
+        """
+        path = self._path.with_name(LOCK_NAME)
+        try:
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as problem:
+            raise BrokerError.of(problem, f"{path}: cannot be opened") from problem
+        try:
+            for _ in range(_LOOKS):
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except OSError:
+                    time.sleep(_MOMENT)
+            yield
+        finally:
+            os.close(lock)
 
     def _write(self, switches: tuple[Switch, ...]) -> None:
         statefile.write(self._path, switches)

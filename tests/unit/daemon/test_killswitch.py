@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import threading
 from pathlib import Path
 
 import pytest
 
-from safeclaw.daemon.killswitch import FILE_NAME, KillSwitch, Switch
+from safeclaw.daemon import statefile
+from safeclaw.daemon.killswitch import FILE_NAME, LOCK_NAME, KillSwitch, Switch
 from safeclaw.errors import BrokerError
 
 
@@ -64,3 +68,30 @@ def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(BrokerError, match="cannot be read"):
         KillSwitch(tmp_path).against(1, "a")
+
+
+def test_two_who_give_orders_at_once_lose_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, others = statefile.write, list[threading.Thread]()
+
+    def meanwhile(path: Path, value: object) -> None:
+        if not others:
+            other = threading.Thread(target=KillSwitch(tmp_path).add, args=(order(agent="b"),))
+            others.append(other)
+            other.start()
+            other.join(0.2)  # it has had its chance to come in between
+        write(path, value)
+
+    monkeypatch.setattr(statefile, "write", meanwhile)
+    KillSwitch(tmp_path).add(order(agent="a"))
+    others[0].join()
+    assert set(KillSwitch(tmp_path).switches) == {order(agent="a"), order(agent="b")}
+
+
+def test_a_broker_that_is_stopped_amid_a_change_keeps_no_order_off(tmp_path: Path) -> None:
+    lock = os.open(tmp_path / LOCK_NAME, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    KillSwitch(tmp_path).add(order())
+    os.close(lock)
+    assert KillSwitch(tmp_path).against(1, "a") == order()
