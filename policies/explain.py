@@ -62,8 +62,7 @@ def suggest_line(attempt: Attempt, workspace: str | None = None) -> str:
 
 def glob_text(text: str) -> str:
     """Return the glob that matches ``text``; what YAML cannot hold becomes ``?``."""
-    visible = "".join(char if char.isprintable() else "?" for char in text)
-    return _SPECIAL.sub(r"\\\1", visible.replace("?", "\0")).replace("\0", "?")
+    return "".join(_SPECIAL.sub(r"\\\1", char) if char.isprintable() else "?" for char in text)
 
 
 def _relative(path: str, workspace: str | None) -> str:

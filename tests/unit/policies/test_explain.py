@@ -110,3 +110,24 @@ def test_a_target_is_read_as_it_is_shown(action: str, words: list[str], target: 
 def test_a_target_that_makes_no_sense_is_a_usage_error(action: str, words: list[str]) -> None:
     with pytest.raises(UsageError):
         parse_target(action, words, "/ws")
+
+
+@pytest.mark.parametrize(
+    ("tried", "other"),
+    [
+        (FileTarget("/srv/a?b"), FileTarget("/srv/axb")),
+        (FileTarget("/srv/????"), FileTarget("/srv/keys")),
+        (
+            ProgramTarget("/usr/bin/git", ("git", "a?b")),
+            ProgramTarget("/usr/bin/git", ("git", "axb")),
+        ),
+    ],
+)
+def test_a_question_mark_in_a_name_is_no_wildcard_of_the_suggestion(
+    tried: FileTarget | ProgramTarget, other: FileTarget | ProgramTarget
+) -> None:
+    action = "file.read" if isinstance(tried, FileTarget) else "shell.execute"
+    attempt = Attempt(action, tried)
+    assert allows(attempt)
+    compiled = compiled_from(suggest_line(attempt, "/ws"))
+    assert compiled.evaluate(Attempt(action, other)).decision is Decision.DENY
