@@ -16,6 +16,8 @@ from safeclaw.daemon.cli.options import broker_choice
 from safeclaw.policies.model import printable
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+#: More than any length of time has.
+_DIGITS_MAX = 15
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
@@ -107,7 +109,7 @@ class Duration(click.ParamType[int]):
         text = str(value).strip()
         unit = _SECONDS.get(text[-1:].lower())
         number = text if unit is None else text[:-1]
-        if not number.isascii() or not number.isdigit():
+        if not number.isascii() or not number.isdigit() or len(number) > _DIGITS_MAX:
             self.fail(f"{printable(text)}: a time is written 90s, 30m, 12h, 90d or 2w", param, ctx)
         return int(number) * (unit or 1)
 

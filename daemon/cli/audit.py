@@ -16,7 +16,7 @@ import msgspec
 from safeclaw.daemon.cli.lazy import LazyGroup
 from safeclaw.daemon.journal import reader
 from safeclaw.daemon.journal.filter import Filter
-from safeclaw.daemon.journal.record import Record, RecordType, encode
+from safeclaw.daemon.journal.record import MAX_INT, Record, RecordType, encode
 from safeclaw.daemon.journal.text import safe, summary
 from safeclaw.errors import JournalError, UsageError
 
@@ -141,7 +141,7 @@ def audit_group() -> None:
 @common
 @filters
 @click.option(
-    "--last", type=click.IntRange(min=0), default=10, show_default=True, metavar="N",
+    "--last", type=click.IntRange(0, MAX_INT), default=10, show_default=True, metavar="N",
     help="How many to begin with.",
 )  # fmt: skip
 def tail(

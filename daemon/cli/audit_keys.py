@@ -150,7 +150,7 @@ def present(state: Path) -> None:
     "does this by itself, whenever a segment is full or a day old.",
 )
 @click.option(
-    "--retention", type=click.IntRange(min=0), metavar="DAYS",
+    "--retention", type=click.IntRange(0, 36_500), metavar="DAYS",
     help="How long records are kept; else journal.retention_days of safeclawd.yaml, or 100.",
 )  # fmt: skip
 @click.option(

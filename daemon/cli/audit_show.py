@@ -14,7 +14,7 @@ from safeclaw.daemon.cli.audit import SYSTEM_STATE, common, filters, print_recor
 from safeclaw.daemon.cli.options import broker_choice
 from safeclaw.daemon.journal import reader
 from safeclaw.daemon.journal.filter import Filter
-from safeclaw.daemon.journal.record import decode
+from safeclaw.daemon.journal.record import MAX_INT, decode
 from safeclaw.errors import BrokerError, UsageError
 
 
@@ -30,7 +30,7 @@ def _broker(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
 )
 @common
 @filters
-@click.option("--last", type=click.IntRange(min=0), metavar="N", help="Only the newest N.")
+@click.option("--last", type=click.IntRange(0, MAX_INT), metavar="N", help="Only the newest N.")
 @click.option(
     "--broker",
     default="auto",

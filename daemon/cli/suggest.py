@@ -13,6 +13,7 @@ from typing import cast
 import msgspec
 
 from safeclaw.daemon import launching
+from safeclaw.daemon.evidence.period import stamp
 from safeclaw.daemon.journal import reader
 from safeclaw.daemon.journal.filter import Filter
 from safeclaw.daemon.journal.record import Record, RecordType
@@ -22,7 +23,7 @@ from safeclaw.policies import source
 from safeclaw.policies.compiled import Context
 from safeclaw.policies.document import Policy
 from safeclaw.policies.generalise import Place
-from safeclaw.policies.model import Attempt
+from safeclaw.policies.model import Attempt, printable
 from safeclaw.policies.observed import Observed, plain, target_of
 from safeclaw.policies.suggest import Source, Suggestion, suggest
 from safeclaw.sandbox.session import resolve_command
@@ -47,16 +48,16 @@ class Recorded:
 def moment(text: str) -> str:
     """Return a time as records have it: ``2 hours``, ``30d``, or ISO 8601.  UsageError."""
     ago = _AGO.fullmatch(text.strip().lower())
-    if ago is not None:
-        found = datetime.now(UTC) - timedelta(seconds=int(ago[1]) * _SECONDS[ago[2]])
-    else:
-        try:
+    try:
+        if ago is not None:
+            found = datetime.now(UTC) - timedelta(seconds=int(ago[1]) * _SECONDS[ago[2]])
+        else:
             found = datetime.fromisoformat(text.strip())
-        except ValueError:
-            raise UsageError(
-                f"'{text}' is no time", hint="write 30m, '2 hours', 7d or 2026-01-31T12:00"
-            ) from None
-    return found.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        return stamp(found)
+    except (ValueError, OverflowError):
+        raise UsageError(
+            f"'{printable(text)}' is no time", hint="write 30m, '2 hours', 7d or 2026-01-31T12:00"
+        ) from None
 
 
 def sessions(journal: Path, session: str | None, since: str | None) -> list[Recorded]:

@@ -108,6 +108,9 @@ def test_a_chain_in_use_says_so(state: Path) -> None:
         (("evidence", "verify"), "Missing argument 'FILE'", "audit evidence verify"),
         (("sample",), "Missing option '--seed'", "audit sample"),
         (("prune", "--retention", "-1"), "-1 is not in the range", "audit prune"),
+        (("prune", "--retention", "5000000"), "5000000 is not in the range", "audit prune"),
+        (("show", "--last", "9" * 30), "9 is not in the range", "audit show"),
+        (("tail", "--last", "9" * 30), "9 is not in the range", "audit tail"),
         (("reveal", "x"), "'x' is not a valid integer", "audit reveal"),
         (("witness", "push"), "Missing argument 'URL'", "audit witness push"),
         (("keys", "roll", "more"), "unexpected extra argument", "audit keys roll"),
@@ -150,3 +153,18 @@ def test_an_empty_period_says_so(state: Path) -> None:
     output = state / "evidence.zip"
     evidence = run("evidence", *NOTHING, "--output", str(output), "--state", str(state))
     assert "no records in this period" in evidence.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("agent", "rotate-key", "demo", "--overlap", "9" * 5000 + "d"),
+        ("policy", "suggest", "--since", "0001-01-01T00:00+14:00"),
+    ],
+)
+def test_a_time_beyond_all_times_is_no_time(
+    capfd: pytest.CaptureFixture[str], state: Path, words: tuple[str, ...]
+) -> None:
+    more = ("--state", str(state)) if words[0] == "policy" else ()
+    assert main([*words, *more]) == 2
+    assert len(capfd.readouterr().err.splitlines()) == 2
