@@ -28,6 +28,8 @@ _SHARE = 64 * 1024
 _USERS_SHARE = 64 * 1024 * 1024
 #: A peer that does not read what it is told is not listened to beyond so many packets.
 _UNREAD_MAX = 256
+#: While no descriptor is left for who connects, one is looked for this often, in seconds.
+_AGAIN = 0.1
 
 
 class Doors:
@@ -39,6 +41,8 @@ class Doors:
         self._selector = selectors.EpollSelector()
         self._selector.register(listener, selectors.EVENT_READ)
         self._sessions: dict[int, Session] = {}
+        #: Whether the listener is left alone, for want of descriptors.
+        self._full = False
         #: Whether anybody was ever let in.
         self.served = False
 
@@ -48,7 +52,13 @@ class Doors:
 
     def select(self, timeout: float | None) -> list[tuple[int, int]]:
         """Wait; return descriptors and what they are ready for (selectors.EVENT_*)."""
-        return [(key.fd, events) for key, events in self._selector.select(timeout)]
+        if self._full:
+            timeout = _AGAIN if timeout is None else min(timeout, _AGAIN)
+        found = [(key.fd, events) for key, events in self._selector.select(timeout)]
+        if self._full:
+            self._full = False
+            self._selector.register(self.listener, selectors.EVENT_READ)
+        return found
 
     # ---- who is there
 
@@ -78,7 +88,12 @@ class Doors:
             except BlockingIOError:
                 return
             except OSError:
-                return  # out of descriptors: the others go on, this one gets no answer
+                # Out of descriptors: the others go on, and this one waits.  The listener stays
+                # ready all the while: to listen to it would be to spin.
+                if not self._full:
+                    self._full = True
+                    self._selector.unregister(self.listener)
+                return
             peer = peer_of(sock)
             if self._crowded(peer):
                 sock.close()
