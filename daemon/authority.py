@@ -26,7 +26,7 @@ from safeclaw.daemon.registry import Registry
 from safeclaw.daemon.services import Services, session_of
 from safeclaw.daemon.sessions import Session
 from safeclaw.daemon.settings import Settings
-from safeclaw.errors import BrokerError
+from safeclaw.errors import BrokerError, PolicyError
 from safeclaw.policies.document import Mode, Policy
 from safeclaw.policies.model import Decision, printable
 
@@ -294,6 +294,17 @@ class Authority:
             agent = self.registry.find(session.agent or "") if session.registered else None
             if agent is not None and agent.policy == change.ref:
                 self.give(session, policy)
+
+    def was_in_force(self, session: Session, sha256: str) -> Policy | None:
+        """Return a version that a registered agent was held to before, by its hash."""
+        agent = self.registry.find(session.agent or "") if session.registered else None
+        if agent is None:
+            return None
+        for version in self.policies.state(agent.policy).earlier:
+            if version.sha256 == sha256:
+                with contextlib.suppress(PolicyError):
+                    return self.policies.archive.load(version).policy
+        return None
 
     def give(self, session: Session, policy: Policy) -> None:
         """Put another policy in force for a session that runs."""

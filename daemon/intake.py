@@ -6,6 +6,7 @@ appends their records, and ends who breaks the rules.
 
 from __future__ import annotations
 
+import functools
 import os
 import selectors
 import sys
@@ -182,7 +183,8 @@ class Intake:
             case protocol.Adopted(number):
                 if self._ledger.fault is None and self._in_order(session, number):
                     self._ledger.append_taken()
-                    self.append(session.adopt(message))
+                    known = functools.partial(self._desk.authority.was_in_force, session)
+                    self.append(session.adopt(message, known))
             case protocol.Ask():
                 if self._ledger.fault is None and not session.ended:
                     self._desk.authority.questions.ask(session, message)
@@ -226,7 +228,7 @@ class Intake:
             past = self._past(session, opening, hello.resume)
         session.open(hello, opening)
         if past is not None:
-            session.resume(past, self._veils.fingerprint)
+            session.resume(past, opening.policy, self._veils.fingerprint)
         assert session.id is not None
         try:
             self._veils.cover(session.id, opening.policy, hello.workspace, hello.home)

@@ -145,6 +145,8 @@ class Session:
         self._asking_rules: frozenset[str] = frozenset()
         #: Policies that it was given and has not adopted yet.
         self.offered: list[Policy] = []
+        #: It has come back, and may have to adopt first what another broker had offered.
+        self.resumed = False
         #: How many attempts of each fingerprint a person has allowed, and are not recorded yet.
         self.answered: collections.Counter[str] = collections.Counter()
         self._veiled: Callable[[str], str] = str
@@ -209,24 +211,36 @@ class Session:
         """The same, without what another broker had taken in."""
         return self._decisions - self._before[0], self._denials - self._before[1]
 
-    def adopt(self, message: protocol.Adopted) -> Entry:
-        """Go on under a policy that was offered; BrokerError for any other."""
+    def adopt(self, message: protocol.Adopted, known: Callable[[str], Policy | None]) -> Entry:
+        """Go on under a policy that was offered; BrokerError for any other.
+
+        Another broker may have offered one that was in force between: who comes back may still
+        have to say that it was adopted, before what this broker's lease offered.  ``known``
+        returns what was in force, by its hash.
+        """
         previous = self.policy_sha256
         if message.sha256 != previous:
             found = [one for one in self.offered if one.sha256 == message.sha256]
-            if not found:
+            if found:
+                self.offered.clear()
+                self.resumed = False
+            elif self.resumed and (between := known(message.sha256)) is not None:
+                found = [between]
+            else:
                 raise ProtocolError("a policy was adopted that was not offered")
-            self.offered.clear()
             self._under(found[-1])
         return self._entry(
             RecordType.POLICY_LOAD, attempt=message.number, detail={"previous": previous}
         )
 
-    def resume(self, past: Past, veiled: Callable[[str], str]) -> None:
+    def resume(self, past: Past, policy: Policy, veiled: Callable[[str], str]) -> None:
         """Go on with a session whose broker was lost, after what the journal holds of it.
 
-        ``veiled`` returns the pseudonym under which a fingerprint may be recorded.
+        ``policy`` is what its lease offers; ``veiled`` returns the pseudonym under which a
+        fingerprint may be recorded.
         """
+        self.resumed = True
+        self.offered.append(policy)
         self.answered, self._veiled = past.answered, veiled
         self.id = past.session
         self.recorded = self.number = past.recorded

@@ -89,6 +89,46 @@ def test_who_comes_back_may_do_what_was_approved_and_is_not_recorded_and_no_more
     assert [one["target"] for one in recorded] == approved
 
 
+def test_who_comes_back_first_says_what_the_broker_between_had_it_adopt(
+    broker: SystemBroker, ordinary_user: str
+) -> None:
+    def policy(path: str) -> str:
+        rule = f'{{action: file.read, path: "{path}/**", effect: allow}}'
+        return f'version: "1.0"\nrules:\n  - {rule}\n'
+
+    def connect(resume: str | None = None) -> tuple[Peer, protocol.Lease]:
+        peer = Peer(broker, ordinary_user)
+        words = (protocol.VERSION, "demo", ("true",), "/w", "", b"")
+        peer.say(protocol.Hello(*words, resume=resume, credential=key))
+        lease = peer.hear()
+        assert isinstance(lease, protocol.Lease), lease
+        return peer, lease
+
+    broker.policy("demo", policy("one"))
+    key = broker.add("demo")
+    peer, first = connect()
+    peer.say(protocol.Started(1, {}), protocol.Flush())
+    while peer.hear() != protocol.Ack(1):
+        pass
+    leases: list[protocol.Lease] = []
+    for path in ("two", "three"):
+        broker.stop(9)
+        peer.channel.close()
+        broker.policy("demo", policy(path))
+        broker.start()
+        peer, lease = connect(first.session)
+        leases.append(lease)
+    # The second broker died before what it had the session adopt was on disk.
+    between, last = (lease.policy.sha256 for lease in leases)
+    peer.say(protocol.Adopted(2, between), protocol.Adopted(3, last), protocol.Flush())
+    while (said := peer.hear()) != protocol.Ack(3):
+        assert isinstance(said, protocol.Ack), said
+    peer.say(protocol.Adopted(4, between))
+    assert isinstance(peer.hear(), protocol.Refused), "nor is there a way back to it"
+    loaded = broker.records("--session", first.session, "--type", "policy_load")
+    assert [one["policy"]["sha256"] for one in loaded] == [first.policy.sha256, between, last]
+
+
 @pytest.mark.parametrize("who", ["root", "itself"])
 def test_naming_a_session_that_runs_neither_ends_nor_touches_it(
     who: str, broker: SystemBroker, ordinary_user: str
