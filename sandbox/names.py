@@ -186,6 +186,17 @@ class Names:
             return tuple(sorted(name for name, until in names.items() if until > now))
 
 
+class _Judged:
+    """Whether a name may be asked for, and until when that holds; the lock guards both."""
+
+    __slots__ = ("allowed", "lock", "until")
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.allowed = False
+        self.until = 0.0
+
+
 class NameServer:
     """Answers the agent's queries on the sockets that :func:`listen` made."""
 
@@ -194,7 +205,7 @@ class NameServer:
         self._names = names
         self._gate = gate
         self._pid = pid
-        self._judged: dict[str, tuple[bool, float]] = {}
+        self._judged: dict[str, _Judged] = {}
         self._judging = threading.Lock()
         self._free = threading.BoundedSemaphore(_AT_ONCE_MAX)
 
@@ -281,21 +292,21 @@ class NameServer:
     def _allowed(self, name: str) -> bool:
         """Whether a name may be asked for: judged and recorded once for its least lifetime."""
         with self._judging:
-            now = time.monotonic()
-            known = self._judged.get(name)
-            if known is not None and known[1] > now:
-                return known[0]
-            verdict = self._gate.judge(
-                Attempt("network.resolve", NameTarget(name)),
-                pid=self._pid,
-                exe="",
-                enforced_by="resolver",
-            )
-            allowed = verdict.decision is Decision.ALLOW
-            if len(self._judged) >= _NAMES_MAX:
+            if name not in self._judged and len(self._judged) >= _NAMES_MAX:
                 self._judged.clear()
-            self._judged[name] = (allowed, now + _LIFETIME_MIN)
-            return allowed
+            known = self._judged.setdefault(name, _Judged())
+        # a person who is asked about one name keeps nobody from the others
+        with known.lock:
+            if known.until <= time.monotonic():
+                verdict = self._gate.judge(
+                    Attempt("network.resolve", NameTarget(name)),
+                    pid=self._pid,
+                    exe="",
+                    enforced_by="resolver",
+                )
+                known.allowed = verdict.decision is Decision.ALLOW
+                known.until = time.monotonic() + _LIFETIME_MIN
+            return known.allowed
 
 
 def _ask_datagram(server: str, query: bytes) -> bytes:

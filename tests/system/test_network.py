@@ -11,7 +11,7 @@ import subprocess
 
 from tests.system.conftest import Person
 from tests.system.outside import ALLOW_GOOD, TRY, Outside, outside, run
-from tests.system.outside_world import EVIL, GOOD, GOOD6, LAN, META
+from tests.system.outside_world import EVIL, GOOD, GOOD6, LAN, META, NAMESERVER
 
 __all__ = ["outside"]
 
@@ -235,3 +235,21 @@ def test_the_hosts_file_is_the_administrators_word(person: Person, outside: Outs
     done = run(person, (ALLOW_GOOD,), agent)
     assert done.stdout == "EACCES"
     assert len(outside.seen()[f"tcp {LAN}:80"]) == 1
+
+
+def test_a_name_that_a_person_is_asked_about_holds_up_no_other(
+    person: Person, outside: Outside
+) -> None:
+    ask = "action: network, host: asked.test, effect: ask"
+    agent = (
+        TRY
+        + f"""
+asked = bytes((0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0)) + b"\\x05asked\\x04test\\0" + bytes((0, 1, 0, 1))
+# the resolver takes up what is asked of it in its order
+socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(asked, ("{NAMESERVER}", 53))
+print(fetch("good.test", 8443), end="")
+"""
+    )
+    done = run(person, (ask, ALLOW_GOOD), agent)
+    assert "waiting for approval" in done.stderr
+    assert done.stdout == f"hello from tcp {GOOD}:8443\n"
