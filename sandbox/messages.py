@@ -138,6 +138,8 @@ class _Sending:
             return self._judged(message, name, wait=wait)  # netlink: ROUTE, its own namespace
         if stream:
             return self._judged(message, name, wait=wait)  # EISCONN or EOPNOTSUPP (unix(7))
+        if self._sock.type == socket.SOCK_SEQPACKET:
+            return self._judged(message, b"", wait=wait)  # the kernel pays no heed to it
         if family_of(name) != socket.AF_UNIX:
             raise error(errno.EINVAL)
         path = sun_path(name)

@@ -64,8 +64,13 @@ def family_of(raw: bytes) -> int:
 
 
 def sun_path(raw: bytes) -> bytes:
-    """Return a sockaddr_un's name (unix(7)): a path, an abstract one with its NUL, or none."""
-    path = raw[_SUN_PATH_OFFSET:_SUN_MAX]
+    """Return a sockaddr_un's name (unix(7)): a path, an abstract one with its NUL, or none.
+
+    EINVAL when it is longer than one can be.
+    """
+    if len(raw) > _SUN_MAX:
+        raise error(errno.EINVAL)
+    path = raw[_SUN_PATH_OFFSET:]
     return path if path[:1] == b"\0" else path.split(b"\0", 1)[0]
 
 
@@ -177,13 +182,16 @@ class Network:
         elif sock.family in INET and family in INET:
             return lambda: self._use_inet(note, sock, raw)
         elif family == socket.AF_UNSPEC and note.name == "bind":
-            raise error(errno.EAFNOSUPPORT)
+            # old programs leave the family out; for every address, and IPv4, the kernel fills it in
+            if sock.family != socket.AF_INET or raw[4:8] != bytes(4):
+                raise error(errno.EAFNOSUPPORT)
+            return lambda: self._use_inet(note, sock, raw)
         # SAFETY: AF_UNSPEC dissolves an association and reaches nobody; netlink is ROUTE
         # only, in its own namespace; any other mismatch is the kernel's to refuse.
         return lambda: call(note.name, sock, raw)
 
     def _use_inet(self, note: Notification, sock: socket.socket, raw: bytes) -> int:
-        to = inet(raw, v4=family_of(raw) == socket.AF_INET)
+        to = inet(raw, v4=family_of(raw) != socket.AF_INET6)
         if not self.judge(note, f"network.{note.name}", sock, to):
             return call(note.name, sock, raw)
         if note.name == "bind":
@@ -195,7 +203,9 @@ class Network:
 
     def _use_unix(self, note: Notification, sock: socket.socket, name: bytes) -> int:
         action = f"network.{note.name}"
-        if not name and note.name == "bind":
+        if not name and note.name == "connect":
+            raise error(errno.EINVAL)
+        if not name:
             # no name: the kernel makes one up, abstract (unix(7), autobind)
             self.abstract(note, action, sock, b"\0")
             return call("bind", sock, struct.pack("=H", socket.AF_UNIX))

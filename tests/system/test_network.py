@@ -244,7 +244,7 @@ def test_a_name_that_a_person_is_asked_about_holds_up_no_other(
     agent = (
         TRY
         + f"""
-asked = bytes((0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0)) + b"\\x05asked\\x04test\\0" + bytes((0, 1, 0, 1))
+asked = bytes((0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0)) + b"\\x05asked\\x04test\\0\\0\\1\\0\\1"
 # the resolver takes up what is asked of it in its order
 socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(asked, ("{NAMESERVER}", 53))
 print(fetch("good.test", 8443), end="")
@@ -253,3 +253,39 @@ print(fetch("good.test", 8443), end="")
     done = run(person, (ask, ALLOW_GOOD), agent)
     assert "waiting for approval" in done.stderr
     assert done.stdout == f"hello from tcp {GOOD}:8443\n"
+
+
+#: Addresses as programs get them wrong, and as only old ones write them.
+ODD_ADDRESSES = (
+    TRY
+    + """
+import ctypes, struct
+libc = ctypes.CDLL(None, use_errno=True)
+def tell(name, sock, raw):
+    failed = getattr(libc, name)(sock.fileno(), raw, len(raw)) < 0
+    return failed and errno.errorcode[ctypes.get_errno()]
+UNIX, path = struct.pack("=H", 1), b"p" * 109
+print(json.dumps([
+    *(tell(name, socket.socket(socket.AF_UNIX), UNIX + text)
+      for name in ("connect", "bind") for text in (path, b"\\0" + path, path[:108])),
+    *(tell("connect", socket.socket(socket.AF_UNIX), raw) for raw in (b"", UNIX[:1], UNIX)),
+    *(tell("bind", socket.socket(family), raw) for family, raw in (
+        (socket.AF_INET, bytes(16)), (socket.AF_INET, bytes(15)), (socket.AF_INET6, bytes(28)),
+        (socket.AF_INET, bytes(4) + socket.inet_aton("127.0.0.1") + bytes(8)))),
+    libc.sendto(socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)[0].fileno(), b"x", 1, 0,
+                UNIX + b"/none", 7),
+    tell("connect", socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM), UNIX + b"/none"),
+]))
+"""
+)
+
+
+def test_an_odd_address_is_answered_as_outside(person: Person) -> None:
+    done = run(person, ("action: network, path: '**', effect: allow",), ODD_ADDRESSES)
+    assert done.returncode == 0, done.stderr
+    (person.workspace / ("p" * 108)).unlink()
+    bare = subprocess.run(
+        ["/usr/bin/python3", "agent.py"],
+        cwd=person.workspace, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout) == json.loads(bare.stdout)
