@@ -250,6 +250,12 @@ def decode(line):
     return record
 
 
+def segment_number(name):
+    """Return the number in a segment's one name; None for any other name."""
+    match = re.fullmatch(r"segment-([0-9]{6,12})\.jsonl", name)
+    return int(match[1]) if match and name == f"segment-{int(match[1]):06}.jsonl" else None
+
+
 def micros(ts):
     """Return a record's time in microseconds, or raise ValueError."""
     if not re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", ts, re.ASCII):
@@ -393,12 +399,12 @@ class Chain:
             self.signed = max(self.signed, size)
 
     def prune(self, record, detail, number):
-        name = re.fullmatch(r"segment-([0-9]{6,12})\.jsonl", str(detail.get("through")))
+        through = segment_number(str(detail.get("through")))
         days, override = detail.get("retention_days"), detail.get("override")
         size, root = detail.get("size"), detail.get("root")
         newest = detail.get("newest")
         if not (
-            name and type(days) is int and type(override) is bool and type(size) is int
+            through and type(days) is int and type(override) is bool and type(size) is int
             and isinstance(root, str) and isinstance(newest, str)
         ):  # fmt: skip
             raise ValueError("prune: a field is missing")
@@ -406,7 +412,6 @@ class Chain:
             raise ValueError("prune: less than 90 days of retention without an override")
         if micros(record["ts"]) - micros(newest) < (days * 86_400 - 1) * 1_000_000:
             raise ValueError(f"prune: records were not {days} days old")
-        through = int(name[1])
         if through >= number or self.starts.get(through + 1, (size, root)) != (size, root):
             raise ValueError("prune: it does not state the chain at its place")
         self.pruned = (through, self.size)
@@ -452,9 +457,9 @@ def verify(directory, given, checkpoints):
     """Return the chain, or raise Wrong."""
     try:
         names = sorted(
-            (int(match[1]), path)
+            (number, path)
             for path in directory.iterdir()
-            if (match := re.fullmatch(r"segment-([0-9]{6,12})\.jsonl", path.name))
+            if (number := segment_number(path.name)) is not None
         )
         latest = directory / "checkpoint"
         claims = [(str(path), path.read_text()) for path in checkpoints]
@@ -478,9 +483,9 @@ def verify(directory, given, checkpoints):
             while line := stream.readline(MAX_LINE + 2):
                 count += 1
                 where = f"{path.name}:{count} (record {chain.size})"
+                if len(line.removesuffix(b"\n")) > MAX_LINE:
+                    raise Wrong(where, "the line is too long")
                 if not line.endswith(b"\n"):
-                    if len(line) > MAX_LINE:
-                        raise Wrong(where, "the line is too long")
                     torn = where
                     break
                 try:

@@ -16,6 +16,8 @@ from safeclaw.daemon.journal.record import Record, RecordType
 STEP_US: Final = 2_000_000
 
 _EPOCH = datetime(1970, 1, 1)
+# strptime takes a small t, and other scripts' digits, too
+_SECOND = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}").fullmatch
 _MICRO = re.compile(r"\.[0-9]{6}Z").fullmatch
 _MICROSECOND = datetime.resolution
 
@@ -56,6 +58,8 @@ class Clocks:
         """
         second, micro = record.ts[:19], record.ts[19:]
         if second != self._second:
+            if not _SECOND(second):
+                raise ClockError("ts is not a time")
             try:
                 wall = datetime.strptime(second, "%Y-%m-%dT%H:%M:%S")
             except ValueError as error:

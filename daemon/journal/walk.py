@@ -335,6 +335,8 @@ class Walk:
                 through = files.segment_number(name)
             case _:
                 raise self.stop("prune: a field is missing", seq=seq)
+        if not through:
+            raise self.stop("prune: it names no segment", seq=seq)
         if days < retention.RETENTION_LEAST and not override:
             raise self.stop(f"prune: {days} days of retention without an override", seq=seq)
         try:

@@ -6,11 +6,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from safeclaw.daemon.journal import Journal, files, reader
+from safeclaw.daemon.journal import Journal, files, reader, record
+from safeclaw.daemon.journal.clocks import ClockError, Clocks
 from safeclaw.daemon.journal.filter import Filter
 from safeclaw.daemon.journal.merkle import leaf_hash
+from safeclaw.daemon.journal.record import MAX_LINE, encode
 from safeclaw.daemon.journal.report import Status
 from safeclaw.daemon.journal.verifier import read_checkpoint, verify
 from safeclaw.errors import JournalError
@@ -148,3 +151,36 @@ def test_a_verification_against_journald_begins_again_when_it_is_pruned_beneath(
         report = verify(directory, heard=list, progress=prunes)
     assert pruned[0] > 1
     assert (report.status, report.finding) == (Status.INTACT, None)
+
+
+@pytest.mark.parametrize("ts", ["2026-01-01t00:00:00.000000Z", "2026-01-01T00:00:0\u0663.000000Z"])
+def test_a_time_that_the_writer_never_makes_is_none(tmp_path: Path, ts: str) -> None:
+    first = next(reader.read(write_chain(tmp_path)))
+    with pytest.raises(ClockError, match="not a time"):
+        Clocks().follow(msgspec.structs.replace(first, ts=ts))
+
+
+def test_a_name_that_the_writer_never_makes_is_no_segment(tmp_path: Path) -> None:
+    directory = write_chain(tmp_path)
+    (directory / "segment-0000002.jsonl").write_bytes(b"no record\n")
+    assert verify(directory).status is Status.INTACT
+    assert standalone(directory) == 0
+
+
+def test_a_line_that_is_one_byte_too_long_is_too_long_for_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The auditor's script is told the same limit as the writer, here that of its lines."""
+    monkeypatch.setattr(record, "MAX_LINE", MAX_LINE + 1)
+    with Journal.open(tmp_path / "journal") as journal:
+        entry = decision(1)
+        line = encode(journal.template(entry)._record)  # pyright: ignore[reportPrivateUsage]
+        reason = "x" * (MAX_LINE + 1 - len(line) + len(entry.reason or ""))
+        journal.append(msgspec.structs.replace(entry, reason=reason))
+    monkeypatch.undo()
+    lines = [
+        len(one) for one in (tmp_path / "journal/segment-000001.jsonl").read_bytes().split(b"\n")
+    ]
+    assert MAX_LINE + 1 in lines
+    assert verify(tmp_path / "journal").status is Status.TAMPERED
+    assert standalone(tmp_path / "journal") == 1
