@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import sys
+from collections.abc import Generator
 from pathlib import Path
+from types import FrameType
 
 import click
 import msgspec
@@ -14,6 +19,28 @@ from safeclaw.daemon.journal.keys import read_public_keys
 from safeclaw.daemon.journal.report import Report
 from safeclaw.daemon.journal.text import safe
 from safeclaw.errors import JournalError, UsageError
+
+
+@contextlib.contextmanager
+def _in_order() -> Generator[None]:
+    """Have SIGTERM and a hangup unwind what runs: no copy of a chain stays in /tmp behind."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    # nohup(1) has a hangup ignored, and so it stays
+    numbers = [
+        number
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is signal.SIG_DFL
+    ]
+    for number in numbers:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 class _Default(click.Group):
@@ -59,7 +86,8 @@ def make(
         if not as_json:
             click.echo(f"safeclaw: {step}", err=True)
 
-    report = build(state, wanted, Path(output), repository=place, on_step=said)
+    with _in_order():
+        report = build(state, wanted, Path(output), repository=place, on_step=said)
     _show(Path(output), report, as_json)
 
 
@@ -77,7 +105,8 @@ def verify(file: str, public_key: str | None, as_json: bool) -> None:
     except JournalError as error:
         raise UsageError(error.message, hint=error.hint) from error
     try:
-        report = check(Path(file), given)
+        with _in_order():
+            report = check(Path(file), given)
     except JournalError as error:
         said = error.message.removeprefix(f"{file}: ")
         click.echo(f"{safe(file)}: incomplete or unreadable: {safe(said)}")

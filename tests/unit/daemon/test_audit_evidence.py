@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -359,3 +360,25 @@ def test_what_whoever_made_a_package_chose_ends_in_one_plain_line(
         assert report.status is Status.TAMPERED
         assert report.finding is not None
         assert report.finding.what == "not a manifest"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_package_that_is_broken_off_leaves_no_copy_of_the_chain(
+    state: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    place = tmp_path / "temporary"
+    place.mkdir()
+    public = state / "keys" / files.PUBLIC_KEY
+    public.unlink()
+    os.mkfifo(public)  # what comes after the copy waits for its writer, for ever
+    command = [sys.executable, "-m", "safeclaw.daemon.cli", "audit", "evidence", *ALL]
+    with subprocess.Popen(
+        [*command, "--state", str(state), "--output", str(tmp_path / "e.zip")],
+        env={**os.environ, "TMPDIR": str(place)},
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stderr is not None
+        assert b"copying" in process.stderr.readline()
+        process.send_signal(number)
+        assert process.wait(timeout=60) == 128 + number
+    assert not list(place.iterdir())
