@@ -163,18 +163,22 @@ def context(
         if (name := command.bare_name(text)) is not None
         and (found := _which(name, (*directories, *SYSTEM_PATH))) is not None
     }
+    leads = _leads(policy, os.path.realpath(workspace), os.path.realpath(home))
+    # SAFETY: who turns a link that a refusing rule is named by decides what the next session, or
+    # this one under another policy, is refused.
+    turned = dict.fromkeys(link for named, _ in leads for link in links(named))
     return Context(
         workspace=os.path.realpath(workspace),
         home=os.path.realpath(home),
         protected=_places(protected),
-        read_only=_places(read_only),
+        read_only=tuple(dict.fromkeys((*_places(read_only), *turned))),
         interpreter=tuple(dict.fromkeys((*interpreter_prefixes(), *interpreter))),
         programs=tuple(
             Program(name, found, os.path.realpath(found))
             for name, found in sorted(programs.items())
         ),
         addresses=_addresses(policy) if resolve else (),
-        leads=_leads(policy, os.path.realpath(workspace), os.path.realpath(home)),
+        leads=leads,
     )
 
 

@@ -45,3 +45,28 @@ def test_a_denial_holds_where_the_link_in_it_leads(person: Person, rules: str) -
     )
     everything = "secret\nsecret\nmoved\nremoving\nremoving\n"
     assert done.stdout == ("" if rules else everything), done.stderr
+
+
+TURN = "for name in .ssh kept; do rm $name; ln -s /nowhere $name; done"
+LOOK = "cat dotfiles/ssh/key; echo more >> place/inner/file"
+
+
+@pytest.mark.parametrize("who", ["agent", "person"])
+@pytest.mark.parametrize("isolation", ["full", "landlock"])
+def test_the_link_that_a_denial_is_named_by_is_not_the_agents_to_turn(
+    person: Person, isolation: str, who: str
+) -> None:
+    person.write("policy.yaml", POLICY % DENIED)
+    person.write("dotfiles/ssh/key", "secret\n")
+    kept = person.write("place/inner/file", "")
+    for link, leads in ((".ssh", "dotfiles/ssh"), ("kept", "place")):
+        os.symlink(leads, person.workspace / link)
+    person.own()
+    run = ("run", "--policy", "policy.yaml", *options_here(isolation), "--", "/bin/sh", "-c")
+    if who == "agent":
+        person.safeclaw(*run, TURN)
+    else:  # the control: once they are turned, the next session reaches what lies there
+        person.finish(person.start(["/bin/sh", "-c", TURN], person.workspace))
+    done = person.safeclaw(*run, LOOK)
+    assert done.stdout == ("" if who == "agent" else "secret\n"), done.stderr
+    assert kept.read_text() == ("" if who == "agent" else "more\n")

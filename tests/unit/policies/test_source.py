@@ -79,3 +79,4 @@ def test_the_context_says_where_refusing_rules_lead_by_links(tmp_path: Path) -> 
         f"{tmp_path}/linked/keys": f"{tmp_path}/real/keys",
         f"{tmp_path}/rm": f"{tmp_path}/real/tool",
     }
+    assert set(found.read_only) == {f"{tmp_path}/linked", f"{tmp_path}/rm"}
