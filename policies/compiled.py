@@ -37,7 +37,9 @@ DEFAULT_DENY = "default-deny"
 ENVIRONMENT = "environment"
 _RENAME = "file.write.rename"
 _LINK = "file.write.link"
-_WRITES = ("file.write.create", "file.write.modify", "file.write.rename")
+#: What can be done to a file by any of its names.
+_CHANGES = ("file.write.modify", "file.write.metadata")
+_WRITES = ("file.write.create", "file.write.modify", "file.write.rename", _LINK)
 _REMEMBERED = 4096
 #: Writing there changes the machine, not a file, and for root nothing else would stop it.
 _KERNEL = (
@@ -58,7 +60,8 @@ class Context(msgspec.Struct, frozen=True):
     """What a policy has to know about the session.  All paths are canonical.
 
     ``protected`` prefixes are out of reach; ``read_only`` ones (the policy files
-    in force) may be read where a rule allows it, but never changed.
+    in force, and the links by which refusing rules name something) may be read where a rule
+    allows it, but never changed.
     ``interpreter`` are prefixes that the runtime may read.  ``programs`` says
     where bare names lead; ``addresses`` what host names resolve to; ``leads``
     where the literal beginnings of refusing rules lead that have a link on the way.
@@ -230,6 +233,9 @@ class CompiledPolicy:
         ends = [(action, path), (action, to)]
         if action in (_RENAME, _LINK):
             ends.append(("file.read", path))
+        if action == _LINK:
+            # SAFETY: nor a name by which it may be changed, where by this one it may not.
+            ends += [(change, path) for change in _CHANGES]
         obstacle = self._moves.obstacle(path, to) if action == _RENAME else None
         held = obstacle is not None and obstacle[1] is None
         # SAFETY: what is protected is said first, whichever end it is: a session that only

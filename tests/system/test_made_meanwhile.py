@@ -29,7 +29,7 @@ def make():
 maker = threading.Thread(target=make)
 maker.start()
 open("asked").read()  # waits until the test has seen the question
-os.link("once/kept", "once/new")
+os.link("kept", "once/new")
 print("linked", flush=True)
 maker.join()
 """
@@ -43,7 +43,8 @@ def test_who_may_make_a_file_may_not_change_one(
     """The approval is what keeps the check and the act apart, for as long as it takes."""
     person.write("policy.yaml", POLICY.format(effect=effect))
     person.write("agent.py", AGENT)
-    kept = person.write("once/kept", "kept")
+    kept = person.write("kept", "kept")
+    (person.workspace / "once").mkdir()
     os.mkfifo(person.workspace / "asked")
     person.own()
     command = ("run", "--no-prompt", "--policy", "policy.yaml", *options_here(isolation))

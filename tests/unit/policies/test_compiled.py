@@ -97,6 +97,18 @@ def test_both_ends_of_a_move_must_be_allowed_and_the_source_readable() -> None:
         assert ask(compiled, action, "/ws/out/b", "/ws/a") == ("deny", "p:2")
 
 
+def test_a_file_gets_no_second_name_under_which_more_may_be_done_to_it() -> None:
+    compiled = policy(
+        "action: file.write.modify, path: 'locked/**', effect: deny",
+        "action: file.write.metadata, path: 'asked/**', effect: ask",
+        "action: file, path: '**', effect: allow",
+    )
+    link = "file.write.link"
+    assert ask(compiled, link, "/ws/locked/a", "/ws/b") == ("deny", "p:1")
+    assert ask(compiled, link, "/ws/asked/a", "/ws/b") == ("deny", "p:2")
+    assert ask(compiled, link, "/ws/b", "/ws/locked/a")[0] == "allow"
+
+
 def test_a_move_cannot_carry_a_directory_past_a_rule() -> None:
     compiled = policy(
         "action: file.read, path: ['deep/secrets/**', '**/.git/hooks/**'], effect: deny",
@@ -121,6 +133,11 @@ def test_a_bare_name_allows_only_what_the_agent_cannot_write() -> None:
     assert run(compiled, "/usr/bin/rm", "git", "status") == "deny"
     assert compiled.writable("/ws/git")
     assert not compiled.writable("/usr/bin/git")
+    linked = policy(
+        "action: shell.execute, command: 'git *', effect: allow",
+        "action: file.write.link, path: 'bin/**', effect: allow",
+    )
+    assert run(linked, "/ws/bin/git", "git", "status") == "deny"
 
 
 def test_a_deny_by_name_holds_whatever_the_program_calls_itself() -> None:
