@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 
-from safeclaw.policies.model import Attempt, Decision, NameTarget
+from safeclaw.policies.model import Attempt, Decision, NameTarget, Verdict
 from safeclaw.sandbox import dns
 from safeclaw.sandbox.gate import Gate
 from safeclaw.sandbox.names import Names
@@ -34,7 +34,8 @@ class Hosts:
         self._bound = bound
         self._gate = gate
         self._pid = pid
-        self._allowed: tuple[str, ...] | None = None
+        self._said: tuple[Verdict, ...] = ()
+        self._allowed: tuple[str, ...] = ()
         self._lock = threading.Lock()
         self._found: dict[str, tuple[str, ...]] = {}
         self._until = 0.0
@@ -42,7 +43,7 @@ class Hosts:
     def open(self) -> int:
         """Return a descriptor of the file as it is now, for reading only."""
         with self._lock:
-            if time.monotonic() >= self._until:
+            if self._judged_anew() or time.monotonic() >= self._until:
                 self._resolve()
                 self._until = time.monotonic() + _FRESH
             text = self._text()
@@ -58,29 +59,32 @@ class Hosts:
                 text = source.read()
         except OSError:
             text = ""
-        for name, addresses in sorted(self._found.copy().items()):
-            text += "".join(f"\n{address}\t{name}" for address in addresses)
+        found = self._found.copy()
+        for name in sorted(found.keys() & set(self._allowed)):
+            text += "".join(f"\n{address}\t{name}" for address in found[name])
         return text.rstrip("\n") + "\n"
 
-    def _judged(self) -> tuple[str, ...]:
-        """Return the names that may be asked for: judged and recorded, once."""
-        if self._allowed is None:
-            self._allowed = tuple(
-                name
-                for name in self._asked
-                if self._gate.judge(
-                    Attempt("network.resolve", NameTarget(name)),
-                    pid=self._pid,
-                    exe="",
-                    enforced_by="resolver",
-                ).decision
-                is Decision.ALLOW
-            )
-        return self._allowed
+    def _judged_anew(self) -> bool:
+        """Have the names judged and recorded that may be asked for; False: as they were before.
+
+        SAFETY: what was decided holds only for as long as the policy says the same.
+        """
+        attempts = [Attempt("network.resolve", NameTarget(name)) for name in self._asked]
+        said = tuple(self._gate.peek(attempt) for attempt in attempts)
+        if said == self._said:
+            return False
+        self._allowed = tuple(
+            name
+            for name, attempt in zip(self._asked, attempts, strict=True)
+            if self._gate.judge(attempt, pid=self._pid, exe="", enforced_by="resolver").decision
+            is Decision.ALLOW
+        )
+        self._said = said
+        return True
 
     def _resolve(self) -> None:
         threads = [
-            threading.Thread(target=self._ask, args=(name,), daemon=True) for name in self._judged()
+            threading.Thread(target=self._ask, args=(name,), daemon=True) for name in self._allowed
         ]
         for thread in threads:
             thread.start()

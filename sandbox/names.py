@@ -25,7 +25,7 @@ from collections.abc import Callable
 
 from safeclaw.errors import WallError
 from safeclaw.policies import network
-from safeclaw.policies.model import Attempt, Decision, NameTarget, OtherTarget
+from safeclaw.policies.model import Attempt, Decision, NameTarget, OtherTarget, Verdict
 from safeclaw.sandbox import dns
 from safeclaw.sandbox.gate import Gate
 
@@ -187,13 +187,17 @@ class Names:
 
 
 class _Judged:
-    """Whether a name may be asked for, and until when that holds; the lock guards both."""
+    """Whether a name may be asked for, what the policy said then, and until when that holds.
 
-    __slots__ = ("allowed", "lock", "until")
+    The lock guards all of it.
+    """
+
+    __slots__ = ("allowed", "lock", "said", "until")
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.allowed = False
+        self.said: Verdict | None = None
         self.until = 0.0
 
 
@@ -290,21 +294,22 @@ class NameServer:
         return answered
 
     def _allowed(self, name: str) -> bool:
-        """Whether a name may be asked for: judged and recorded once for its least lifetime."""
+        """Whether a name may be asked for: judged and recorded once for its least lifetime.
+
+        SAFETY: what was decided holds only for as long as the policy says the same.
+        """
+        attempt = Attempt("network.resolve", NameTarget(name))
         with self._judging:
             if name not in self._judged and len(self._judged) >= _NAMES_MAX:
                 self._judged.clear()
             known = self._judged.setdefault(name, _Judged())
         # a person who is asked about one name keeps nobody from the others
         with known.lock:
-            if known.until <= time.monotonic():
-                verdict = self._gate.judge(
-                    Attempt("network.resolve", NameTarget(name)),
-                    pid=self._pid,
-                    exe="",
-                    enforced_by="resolver",
-                )
+            said = self._gate.peek(attempt)
+            if known.until <= time.monotonic() or known.said != said:
+                verdict = self._gate.judge(attempt, pid=self._pid, exe="", enforced_by="resolver")
                 known.allowed = verdict.decision is Decision.ALLOW
+                known.said = said
                 known.until = time.monotonic() + _LIFETIME_MIN
             return known.allowed
 
