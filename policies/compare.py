@@ -28,7 +28,9 @@ from safeclaw.policies.reach import SYSTEM, names_to_resolve
 
 #: How many rules are held against each other before it is given up.
 _MOST = 3_000_000
-_WRITES = ("file.write.create", "file.write.modify", "file.write.rename")
+_WRITES = (
+    "file.write.create", "file.write.modify", "file.write.rename", "file.write.link",
+)  # fmt: skip
 _NOWHERE = Context(cover.WORKSPACE, cover.HOME, interpreter=(cover.INTERPRETER,))
 
 
