@@ -91,7 +91,7 @@ class Journal:
         try:
             found = files.segments(directory)
             head = find_head(directory, found) if found else Head()
-            torn = set_aside(directory, head) if head.torn else None
+            torn = set_aside(directory, head)
             # After the tail is gone: a key that only it certified was never in force.
             finish_roll(directory, keys_directory)
             journal = cls(directory, keys_directory, lock, head, keeping)
@@ -111,7 +111,7 @@ class Journal:
             raise
         return journal
 
-    def _start(self, torn: dict[str, object] | None) -> None:
+    def _start(self, torn: list[dict[str, object]]) -> None:
         head = self._head
         if head.seq == 0:
             if (self._directory / files.CHECKPOINT).exists():
@@ -131,8 +131,8 @@ class Journal:
                 with self._append_lock:
                     self._tip.watch_clock()
                     self.upkeep.open_segment()
-        if torn is not None:
-            self.append(Entry(type=RecordType.RECOVERY, detail=torn))
+        for detail in torn:
+            self.append(Entry(type=RecordType.RECOVERY, detail=detail))
         self._recall_fault()
         if head.seq > self._durable + 1:
             self.commit()

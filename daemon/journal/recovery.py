@@ -248,21 +248,33 @@ def _scan(path: Path, head: Head, covered: int, *, is_last: bool) -> None:
             return
 
 
-def set_aside(directory: Path, head: Head) -> dict[str, object]:
-    """Move the torn tail into a file of its own; return what the chain is to say of it."""
-    path = directory / f"torn-{head.seq}-{sha256(head.torn).hexdigest()[:12]}"
-    files.replace(path, head.torn, mode=0o600)
-    segment = directory / files.segment_name(head.segment)
-    fd = files.open_segment(segment, create=False)
-    try:
-        files.sync_directory(directory)
-        os.ftruncate(fd, head.offset)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    return {
-        "bytes": len(head.torn),
-        "file": path.name,
-        "reason": head.torn_reason,
-        "sha256": sha256(head.torn).hexdigest(),
-    }
+def set_aside(directory: Path, head: Head) -> list[dict[str, object]]:
+    """Move a torn tail into a file of its own; return what the chain is to say of such files.
+
+    A start that a crash ended here has left its file, and no record of it; the head's number is
+    still the one in the file's name.
+    """
+    if head.torn:
+        digest = sha256(head.torn).hexdigest()
+        files.replace(directory / f"torn-{head.seq}-{digest[:12]}", head.torn, mode=0o600)
+        segment = directory / files.segment_name(head.segment)
+        fd = files.open_segment(segment, create=False)
+        try:
+            files.sync_directory(directory)
+            os.ftruncate(fd, head.offset)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    found: list[dict[str, object]] = []
+    for path in sorted(directory.glob(f"torn-{head.seq}-{'[0-9a-f]' * 12}")):
+        torn = path.read_bytes()
+        ours = torn == head.torn
+        found.append(
+            {
+                "bytes": len(torn),
+                "file": path.name,
+                "reason": head.torn_reason if ours else "set aside by a start that did not end",
+                "sha256": sha256(torn).hexdigest(),
+            }
+        )
+    return found

@@ -13,6 +13,7 @@ import pytest
 from safeclaw.daemon.journal import Entry, Journal, RecordType, files, read
 from safeclaw.daemon.journal.filter import Filter
 from safeclaw.daemon.journal.record import RecordError
+from safeclaw.daemon.journal.recovery import find_head, set_aside
 from safeclaw.daemon.journal.report import Status
 from safeclaw.daemon.journal.verifier import verify
 from safeclaw.errors import JournalError, JournalFaultError
@@ -47,6 +48,22 @@ def test_a_torn_tail_is_set_aside_and_recorded(tmp_path: Path) -> None:
         assert recovery is not None
         assert (directory / str(recovery["file"])).read_bytes() == torn
         assert path.read_bytes().startswith(before)
+
+
+def test_a_torn_tail_is_recorded_by_the_start_after_one_that_did_not_end(tmp_path: Path) -> None:
+    directory = write_chain(tmp_path, 2)
+    with segment(directory).open("ab") as stream:
+        stream.write(b'{"half')
+    # A start comes so far, and no further.
+    set_aside(directory, find_head(directory, files.segments(directory)))
+    for _ in range(2):
+        with Journal.open(directory):
+            pass
+    (recovery,) = read(directory, Filter(type="recovery"))
+    assert recovery.detail is not None
+    assert (directory / str(recovery.detail["file"])).read_bytes() == b'{"half'
+    assert recovery.detail["reason"] == "set aside by a start that did not end"
+    assert verify(directory).status is Status.INTACT
 
 
 def test_nothing_that_was_committed_is_lost_when_the_writer_is_killed(tmp_path: Path) -> None:
