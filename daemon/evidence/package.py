@@ -21,7 +21,7 @@ from typing import Final
 
 import msgspec
 
-from safeclaw.daemon.evidence import controls, history, pages
+from safeclaw.daemon.evidence import controls, derived, history, pages
 from safeclaw.daemon.evidence.export import beside, export, open_output, tool
 from safeclaw.daemon.evidence.selection import Query
 from safeclaw.daemon.evidence.summary import summarize
@@ -134,31 +134,17 @@ def _build(
     summary = summarize(chain, query)
     hashes = [policy.sha256 for policy in summary.policies]
     found, content = history.origins(hashes, repository, state / "policies")
-    summary = msgspec.structs.replace(
-        summary, drift=[*summary.drift, *history.questions(summary.policies, found, content)]
-    )
+    summary = derived.asked(summary, found, content)
     (place / "policies").mkdir()
     for digest, data in content.items():
         (place / "policies" / f"{digest}.yaml").write_bytes(data)
     population = {
         "command": "safeclaw audit evidence",
-        "query": query.fields(),
         "tool": tool(),
         "host": platform.node(),
         "operator_uid": os.getuid(),
         "made": made,
-        "records": manifest.records,
-        "left_out": manifest.left_out,
-        "first_seq": manifest.first_seq,
-        "last_seq": manifest.last_seq,
-        "gaps": summary.events.get("gap", 0),
-        "control_totals": {
-            "evaluations": summary.evaluations,
-            "allowed": summary.allowed,
-            "denied": summary.denied,
-            "observed_and_let_through": summary.observed,
-            "sum_of_sequence_numbers": _sum_of_numbers(place / "export.jsonl"),
-        },
+        **derived.population(manifest, summary, place / "export.jsonl"),
     }
     verdict = {
         "status": report.status,
@@ -209,15 +195,6 @@ def copy_chain(source: Path, target: Path) -> None:
             with (target / path.name).open("rb+") as stream:
                 content = stream.read()
                 stream.truncate(content.rfind(b"\n") + 1)
-
-
-def _sum_of_numbers(path: Path) -> int:
-    class Numbered(msgspec.Struct):
-        seq: int
-
-    decoder = msgspec.json.Decoder(Numbered)
-    with path.open("rb") as stream:
-        return sum(decoder.decode(line).seq for line in stream)
 
 
 def _listed(place: Path) -> list[File]:
@@ -314,7 +291,9 @@ def check_directory(place: Path, given: list[PublicKey] | None) -> Report:
                 anchor for anchor in report.anchors if anchor.what != verifier.PUBLIC_KEY
             ]
         if report.status is Status.INTACT:
-            problem = _signature_problem(place, report)
+            problem = _signature_problem(place, report) or derived.problem(
+                place, place / _JOURNAL, report
+            )
     if problem is not None:
         from safeclaw.daemon.journal.report import Finding
 

@@ -63,6 +63,7 @@ class Report:
     last_ts: str = ""
     anchors: list[Anchor] = field(default_factory=lambda: list[Anchor]())
     notes: list[str] = field(default_factory=lambda: list[str]())
+    unchecked: list[str] = field(default_factory=lambda: list[str]())  # that was there to check
 
     @property
     def exit_status(self) -> int:
@@ -109,6 +110,7 @@ class Report:
                 f"changes to the last {self.records - self.signed} records, "
                 "which no checkpoint covers yet"
             )
+        left += self.unchecked
         left.append("that records after the last one were cut off together with their checkpoint")
         return left
 

@@ -12,10 +12,12 @@ import zipfile
 from hashlib import sha256
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from safeclaw.daemon.evidence import history
-from safeclaw.daemon.evidence.package import check, check_directory, unpack
+from safeclaw.daemon.evidence import derived, history
+from safeclaw.daemon.evidence import package as package_module
+from safeclaw.daemon.evidence.package import Contents, File, check, check_directory, unpack
 from safeclaw.daemon.journal import Entry, Journal, PolicyRef, RecordType, files, keys
 from safeclaw.daemon.journal.report import Status
 from safeclaw.errors import JournalError, UsageError
@@ -382,3 +384,84 @@ def test_a_package_that_is_broken_off_leaves_no_copy_of_the_chain(
         process.send_signal(number)
         assert process.wait(timeout=60) == 128 + number
     assert not list(place.iterdir())
+
+
+def _signed_again(place: Path, state: Path) -> None:
+    """Sign what is there now, as whoever holds the chain's key can."""
+    listed = msgspec.json.decode((place / package_module.MANIFEST).read_bytes(), type=Contents)
+    files_now = [
+        File(file.path, sha256((place / file.path).read_bytes()).hexdigest(),
+             (place / file.path).stat().st_size)
+        for file in listed.files
+    ]  # fmt: skip
+    content = msgspec.json.encode(msgspec.structs.replace(listed, files=files_now))
+    (place / package_module.MANIFEST).write_bytes(content)
+    signer = files.load_key(state / "keys")
+    (place / package_module.NOTE).write_text(
+        signer.sign(package_module.statement(listed.chain, content)), "utf-8"
+    )
+
+
+def test_false_figures_beside_a_true_chain_are_found_whoever_signed_them(
+    package: Path, state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "unpacked"
+    place.mkdir()
+    unpack(package, place)
+    given = keys.read_public_keys(state / "keys" / files.PUBLIC_KEY)
+    _signed_again(place, state)
+    assert check_directory(place, given).status is Status.INTACT
+    denied = json.loads((place / "summary.json").read_bytes())["denied"]
+
+    def no_problem(*_: object) -> None:
+        return None
+
+    changes: list[tuple[str, bytes, bytes, str]] = [
+        ("summary.json", b'"denied": %d' % denied, b'"denied": 0',
+         f"denied is 0, by the chain {denied}"),
+        ("population.json", b'"evaluations": 280', b'"evaluations": 281',
+         "control_totals.evaluations is 281, by the chain 280"),
+        ("population.json", b'"query": {', b'"query": {"decision": "allow", ', "line "),
+        ("export.jsonl", b'"deny"', b'"allow"', "is not what the chain says"),
+        ("export.manifest.json", b'"left_out": 0', b'"left_out": 1', "left_out is 1"),
+        ("verification.json", b"internally consistent", b"intact", "verdict is"),
+        ("policies.json", b'"kind": "git"', b'"kind": "unknown"', "against its text"),
+        ("summary.html", b"</", b"<!-- --></", "does not show the chain's figures"),
+    ]  # fmt: skip
+    for name, old, new, said in changes:
+        content = (place / name).read_bytes()
+        assert old in content, name
+        (place / name).write_bytes(content.replace(old, new, 1))
+        _signed_again(place, state)
+        report = check_directory(place, given)
+        assert report.exit_status == 1, name
+        assert said in str(report.finding), report.finding
+        assert name in str(report.finding) or said == "line "
+        with monkeypatch.context() as patched:  # without that check it is taken for true
+            patched.setattr(derived, "problem", no_problem)
+            assert check_directory(place, given).status is Status.INTACT
+        (place / name).write_bytes(content)
+    sheet = (place / "population.json").read_bytes()
+    page = (place / "summary.html").read_bytes()
+    (place / "population.json").write_bytes(sheet.replace(b': "safeclaw ', b': "safeclaw 0.'))
+    (place / "summary.html").write_bytes(page + b"another version's words")
+    _signed_again(place, state)
+    report = check_directory(place, given)
+    assert report.status is Status.INTACT, report.finding
+    assert any("summary.html" in said for said in report.open_questions())
+    (place / "population.json").write_bytes(sheet)
+    (place / "summary.html").write_bytes(page)
+    lines = (place / "export.jsonl").read_bytes().splitlines(keepends=True)
+    for wrong in (lines[:-1], [*lines, lines[-1]]):
+        (place / "export.jsonl").write_bytes(b"".join(wrong))
+        _signed_again(place, state)
+        finding = check_directory(place, given).finding
+        assert finding is not None
+        assert finding.segment == "export.jsonl"
+    (place / "export.jsonl").write_bytes(b"".join(lines))
+    for content in (b"[" * 100_000, b"[]", b"{", b'{"query": 1}', b'{"query": {"x": "y"}}'):
+        (place / "population.json").write_bytes(content)
+        _signed_again(place, state)
+        finding = check_directory(place, given).finding
+        assert finding is not None
+        assert finding.segment == "population.json"
