@@ -2,45 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
-import sys
-from collections.abc import Generator
 from pathlib import Path
-from types import FrameType
 
 import click
 import msgspec
 
 from safeclaw.daemon.cli.audit import common
 from safeclaw.daemon.cli.audit_export import query
+from safeclaw.daemon.cli.unwinding import unwinding
 from safeclaw.daemon.evidence.package import build, check
 from safeclaw.daemon.journal.keys import read_public_keys
 from safeclaw.daemon.journal.report import Report
 from safeclaw.daemon.journal.text import safe
 from safeclaw.errors import JournalError, UsageError
-
-
-@contextlib.contextmanager
-def _in_order() -> Generator[None]:
-    """Have SIGTERM and a hangup unwind what runs: no copy of a chain stays in /tmp behind."""
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        sys.exit(128 + number)
-
-    # nohup(1) has a hangup ignored, and so it stays
-    numbers = [
-        number
-        for number in (signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) is signal.SIG_DFL
-    ]
-    for number in numbers:
-        signal.signal(number, leave)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
 
 
 class _Default(click.Group):
@@ -86,7 +60,7 @@ def make(
         if not as_json:
             click.echo(f"safeclaw: {step}", err=True)
 
-    with _in_order():
+    with unwinding():
         report = build(state, wanted, Path(output), repository=place, on_step=said)
     _show(Path(output), report, as_json)
 
@@ -105,7 +79,7 @@ def verify(file: str, public_key: str | None, as_json: bool) -> None:
     except JournalError as error:
         raise UsageError(error.message, hint=error.hint) from error
     try:
-        with _in_order():
+        with unwinding():
             report = check(Path(file), given)
     except JournalError as error:
         said = error.message.removeprefix(f"{file}: ")

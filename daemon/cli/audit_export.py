@@ -13,6 +13,7 @@ import click
 import msgspec
 
 from safeclaw.daemon.cli.audit import common, filters
+from safeclaw.daemon.cli.unwinding import unwinding
 from safeclaw.daemon.evidence import period
 from safeclaw.daemon.evidence.export import PROOFS, beside, export, open_output
 from safeclaw.daemon.evidence.formats import FORMATS
@@ -68,15 +69,21 @@ def export_command(
         sys.stdout.flush()
     else:
         partial, path = beside(Path(output))
-        try:
-            with open_output(partial) as stream:
-                manifest = export(state / "journal", asked, format_name, stream.write)
-            os.replace(partial, path)
-        except OSError as error:
-            raise JournalError.of(error, path) from error
-        finally:
-            partial.unlink(missing_ok=True)
         manifest_file = manifest_file or f"{output}.manifest.json"
+        if Path(manifest_file).resolve() == path:
+            raise UsageError(
+                f"--manifest {safe(manifest_file)}: that is the export itself",
+                hint="without --manifest it goes to FILE.manifest.json",
+            )
+        with unwinding():
+            try:
+                with open_output(partial) as stream:
+                    manifest = export(state / "journal", asked, format_name, stream.write)
+                os.replace(partial, path)
+            except OSError as error:
+                raise JournalError.of(error, path) from error
+            finally:
+                partial.unlink(missing_ok=True)
     if manifest_file is not None:
         try:
             Path(manifest_file).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))

@@ -15,6 +15,7 @@ import click
 import msgspec
 
 from safeclaw.daemon.cli.audit import common
+from safeclaw.daemon.cli.unwinding import unwinding
 from safeclaw.daemon.journal import keys
 from safeclaw.daemon.journal.text import safe
 from safeclaw.errors import JournalError, UsageError
@@ -196,11 +197,14 @@ def _keep(path: Path, note: str) -> None:
     from safeclaw.daemon.evidence.export import beside
 
     partial, path = beside(path)
-    try:
-        partial.write_text(note, "utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise JournalError.of(error, path) from error
+    with unwinding():
+        try:
+            partial.write_text(note, "utf-8")
+            os.replace(partial, path)
+        except OSError as error:
+            raise JournalError.of(error, path) from error
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def _time(seconds: int) -> str:

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import signal
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from safeclaw.daemon.journal import Entry, Journal, RecordType, files, keys
 from safeclaw.daemon.journal.merkle import leaf_hash
 from safeclaw.errors import JournalError, UsageError
 from tests.journals import POLICY, decision
-from tests.unit.daemon.auditing import run
+from tests.unit.daemon.auditing import broken_off, run
 
 TARGETS: list[tuple[str, dict[str, object]]] = [
     ("file.read", {"path": "/work/a=b|c\\d"}),
@@ -290,3 +291,24 @@ def test_an_export_goes_where_a_link_leads(state: Path, tmp_path: Path) -> None:
     assert run("export", "--state", str(state), "--output", str(place)).exit_code == 0
     assert place.is_symlink()
     assert (tmp_path / "real.jsonl").stat().st_size
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_an_export_that_is_broken_off_leaves_nothing(
+    state: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    output = tmp_path / "out.jsonl"
+    status = broken_off(number, output, "export", "--state", str(state))
+    assert status == 128 + number
+    assert not list(tmp_path.glob("out.*"))
+
+
+def test_an_export_is_not_overwritten_by_its_manifest(state: Path, tmp_path: Path) -> None:
+    output, link = tmp_path / "out.jsonl", tmp_path / "link"
+    link.symlink_to(output)
+    for manifest in (output, tmp_path / "." / "out.jsonl", link):
+        result = run("export", "--state", str(state), "--output", str(output),
+                     "--manifest", str(manifest))  # fmt: skip
+        assert isinstance(result.exception, UsageError)
+        assert "that is the export itself" in result.exception.message
+        assert not output.exists()

@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import shutil
+import signal
 import socket
 import struct
 import threading
@@ -29,7 +30,7 @@ from safeclaw.errors import JournalError, UsageError
 from tests.forger import forge, whitewash
 from tests.journals import decision
 from tests.standalone import standalone
-from tests.unit.daemon.auditing import run
+from tests.unit.daemon.auditing import broken_off, run
 
 
 class Witness:
@@ -391,3 +392,15 @@ def test_a_client_leaves_no_traceback_in_a_witnesss_log(
     said = capfd.readouterr().err
     assert "411" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("every", [(), ("--every", "60")])
+def test_a_push_that_is_broken_off_leaves_no_half_checkpoint(
+    witness: Witness, tmp_path: Path, every: tuple[str, ...]
+) -> None:
+    output = tmp_path / "cosigned"
+    status = broken_off(
+        signal.SIGHUP, output, "witness", "push", witness.url, *every, "--state", str(witness.state)
+    )
+    assert status == 128 + signal.SIGHUP
+    assert not list(tmp_path.glob("cosigned*"))
