@@ -24,6 +24,7 @@ from safeclaw.policies.document import (
     Resources,
     Rule,
 )
+from safeclaw.policies.patterns import Patterns
 from safeclaw.policies.yamltext import Place, Problems
 
 MAX_DEPTH = 8
@@ -40,7 +41,7 @@ class Draft(msgspec.Struct, frozen=True):
     extends: tuple[tuple[Place, str], ...]
 
 
-Read = Callable[[bytes | str, str, Problems], Draft | None]
+Read = Callable[[bytes | str, str, Problems, Patterns], Draft | None]
 
 
 class _Files:
@@ -52,6 +53,7 @@ class _Files:
         }
         self._read = read
         self._name_of = name_of
+        self._patterns = Patterns()
         self._titles: set[str] = set()
         self._seen: set[str] = set()
         self.lines: list[str] = []
@@ -60,7 +62,7 @@ class _Files:
         self, text: bytes | str, name: str, title: str | None, above: tuple[str, ...]
     ) -> list[Draft]:
         problems = Problems(name)
-        draft = self._read(text, title or self._title(name), problems)
+        draft = self._read(text, title or self._title(name), problems, self._patterns)
         self._titles.add(draft.policy.name if draft is not None else "")
         self._seen.add(name)
         later: list[Parent] = []

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from safeclaw.errors import PolicyError
-from safeclaw.policies import command, fields, glob, inherit, network
+from safeclaw.policies import fields, glob, inherit, network
 from safeclaw.policies.document import (
     RUNTIME_NAME,
     Assurance,
@@ -28,6 +28,7 @@ from safeclaw.policies.document import (
     Rule,
     Runtime,
 )
+from safeclaw.policies.patterns import Patterns
 from safeclaw.policies.variables import Variables
 from safeclaw.policies.yamltext import Mapping, Node, Problems, Scalar, Sequence, parse
 
@@ -102,7 +103,7 @@ def load(
 
 def extended(text: bytes, name: str) -> list[str]:
     """Return what the policy in ``text`` extends, as it is written; mistakes are left out."""
-    draft = _draft(text, policy_name(name), Problems(name))
+    draft = _draft(text, policy_name(name), Problems(name), Patterns())
     return [] if draft is None else [ref for _, ref in draft.extends]
 
 
@@ -115,7 +116,9 @@ def policy_name(name: str) -> str:
     return f"{plain}-policy" if plain in _RESERVED else plain
 
 
-def _draft(text: bytes | str, title: str, problems: Problems) -> inherit.Draft | None:
+def _draft(
+    text: bytes | str, title: str, problems: Problems, patterns: Patterns
+) -> inherit.Draft | None:
     root = parse(text, problems)
     if root is None:
         return None
@@ -132,14 +135,14 @@ def _draft(text: bytes | str, title: str, problems: Problems) -> inherit.Draft |
         sha256=hashlib.sha256(raw).hexdigest(),
         rules=()
         if extends and "rules" not in found
-        else _rules(root, found.get("rules"), title, problems),
+        else _rules(root, found.get("rules"), title, problems, patterns),
         description=fields.text(found.get("description"), problems, multiline=True),
         runtime=_choice(found.get("runtime"), Runtime, Runtime.DEFAULT, problems),
         mode=_choice(found.get("mode"), Mode, Mode.ENFORCE, problems),
         assurance=_choice(found.get("assurance"), Assurance, Assurance.PIPELINED, problems),
         resources=_resources(found.get("resources"), problems),
         environment=_environment(found.get("environment"), problems),
-        pseudonymise=_pseudonymise(found.get("pseudonymise"), problems),
+        pseudonymise=_pseudonymise(found.get("pseudonymise"), problems, patterns),
     )
     return inherit.Draft(policy, frozenset(found), extends)
 
@@ -168,7 +171,9 @@ def _choice(node: Node | None, kind: type[_C], default: _C, problems: Problems) 
     return default
 
 
-def _rules(root: Mapping, node: Node | None, title: str, problems: Problems) -> tuple[Rule, ...]:
+def _rules(
+    root: Mapping, node: Node | None, title: str, problems: Problems, patterns: Patterns
+) -> tuple[Rule, ...]:
     if node is None:
         problems.add(root.place, "the key 'rules' is missing; a policy is a list of rules")
         return ()
@@ -183,7 +188,7 @@ def _rules(root: Mapping, node: Node | None, title: str, problems: Problems) -> 
         if not isinstance(item, Mapping):
             problems.add(item.place, f"a rule must be a mapping, not {fields.kind(item)}")
             continue
-        found.append(_rule(item, title, ordinal, problems))
+        found.append(_rule(item, title, ordinal, problems, patterns))
     if title == RUNTIME_NAME:
         return tuple(found)
     for early, rule in enumerate(found[:-1]):
@@ -196,7 +201,7 @@ def _rules(root: Mapping, node: Node | None, title: str, problems: Problems) -> 
     return tuple(found)
 
 
-def _rule(node: Mapping, title: str, ordinal: int, problems: Problems) -> Rule:
+def _rule(node: Mapping, title: str, ordinal: int, problems: Problems, patterns: Patterns) -> Rule:
     known = ("id", *RULE_KEYS) if title == RUNTIME_NAME else RULE_KEYS
     found = fields.keys(node, known, "a rule", problems)
     actions = _texts(found, "action", _check_action, problems)
@@ -215,8 +220,8 @@ def _rule(node: Mapping, title: str, ordinal: int, problems: Problems) -> Rule:
         line=node.place.line,
         actions=actions,
         effect=_effect(node, found.get("effect"), problems),
-        paths=_texts(found, "path", _check_path, problems),
-        commands=_texts(found, "command", _check_command, problems),
+        paths=_texts(found, "path", patterns.path, problems),
+        commands=_texts(found, "command", patterns.command, problems),
         hosts=_texts(found, "host", network.hosts, problems),
         ports=tuple(ports),
         protocols=_texts(found, "protocol", _check_protocol, problems),
@@ -248,14 +253,6 @@ def _check_action(text: str) -> None:
             raise glob.GlobError(f"unknown action '{text}'{guess}")
     elif text != "*" and "." not in text:
         raise glob.GlobError(f"unknown action '{text}'{fields.meant(text, KNOWN_ACTIONS)}")
-
-
-def _check_path(text: str) -> None:
-    glob.path_globs(text, workspace="/w", home="/h")
-
-
-def _check_command(text: str) -> None:
-    command.command_globs(text, workspace="/w", home="/h")
 
 
 def _check_protocol(text: str) -> None:
@@ -344,11 +341,11 @@ def _variables(found: dict[str, Node], key: str, problems: Problems) -> list[str
     return names
 
 
-def _pseudonymise(node: Node | None, problems: Problems) -> Pseudonymise:
+def _pseudonymise(node: Node | None, problems: Problems, patterns: Patterns) -> Pseudonymise:
     found = fields.mapping(node, PSEUDONYMISE_KEYS, "pseudonymise", problems)
     if isinstance(node, Mapping) and not found:
         problems.add(node.place, "pseudonymise is empty; write path: [...] or action: [...]")
     return Pseudonymise(
-        paths=_texts(found, "path", _check_path, problems),
+        paths=_texts(found, "path", patterns.path, problems),
         actions=_texts(found, "action", _check_action, problems),
     )

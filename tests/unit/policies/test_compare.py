@@ -213,7 +213,7 @@ def _level(compiled: CompiledPolicy, attempt: Attempt) -> int:
     return 1 if compiled.depends_on_state(attempt) else 0
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(_pairs(), st.lists(_ATTEMPTS, min_size=12, max_size=40))
 def test_what_is_said_to_be_not_wider_lets_through_nothing_more(
     pair: tuple[Policy, Policy], attempts: list[Attempt]

@@ -177,3 +177,14 @@ def test_the_parents_that_are_sent_are_enough(tmp_path: Path) -> None:
     for path in tmp_path.iterdir():
         path.unlink()
     assert load(text, name=name, parents=parents) == expected
+
+
+def test_what_all_braces_of_all_files_stand_for_is_bounded(tmp_path: Path) -> None:
+    many = "rules:\n" + "".join(rule(f"'{n}/{'{a,b}' * 8}'", "deny") for n in range(40))
+    names = ("one", "two", "three", "four")
+    put(tmp_path, child=f"extends: [{', '.join(f'{name}.yaml' for name in names)}]\n{many}")
+    put(tmp_path, **dict.fromkeys(names, many))
+    (line,) = problems(tmp_path / "child.yaml")
+    assert line.startswith(f"{tmp_path}/three.yaml:")
+    assert "more than 32768 globs" in line
+    assert len(load_file(tmp_path / "one.yaml").rules) == 40
