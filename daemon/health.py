@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from safeclaw.daemon import hooks
 from safeclaw.daemon.alerts import Alert, Alerts, Tally
 from safeclaw.daemon.changes import Event
 from safeclaw.daemon.forwarding import Forwarding
@@ -185,7 +186,7 @@ class Health:
     def next_tick(self) -> float | None:
         """Return in how many seconds :meth:`tick` has something to do."""
         now = time.monotonic()
-        waits = [self.alerts.next_tick(now)]
+        waits = [self.alerts.next_tick(now), hooks.next_due()]
         if self._unsampled:
             waits.append(max(0.0, self._samples[-1][0] + _SAMPLE - now))
         return min((wait for wait in waits if wait is not None), default=None)
