@@ -37,6 +37,8 @@ _JOURNAL: Final = "journal"
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
 #: No member unpacks to more than this; a whole journal of segments is far below.
 _MEMBER_MAX: Final = 1 << 32
+#: Nor all of them together: who sends a package does not choose how full the disk gets.
+_TOTAL_MAX: Final = 1 << 35
 #: What helps when a package is not what was made.
 _BROKEN: Final = "it was changed, or broken on its way: ask for the package again"
 
@@ -253,6 +255,12 @@ def unpack(path: Path, place: Path) -> None:
             names = [member.filename for member in archive.infolist()]
             if len(set(names)) != len(names):
                 raise JournalError(f"{path}: a file is in it twice", hint=_BROKEN)
+            total = sum(member.file_size for member in archive.infolist())
+            if total > _TOTAL_MAX:
+                raise JournalError(
+                    f"{path}: it unpacks to {total} bytes, more than {_TOTAL_MAX} (32 GiB)",
+                    hint=_BROKEN,
+                )
             for member in archive.infolist():
                 name = member.filename
                 # SAFETY: the names are the package's, and nothing may land outside.

@@ -465,3 +465,18 @@ def test_false_figures_beside_a_true_chain_are_found_whoever_signed_them(
         finding = check_directory(place, given).finding
         assert finding is not None
         assert finding.segment == "population.json"
+
+
+def test_a_package_that_unpacks_to_more_than_any_is_refused_before_it_does(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zipfile.ZipFile(package) as archive:
+        total = sum(member.file_size for member in archive.infolist())
+    place = tmp_path / "unpacked"
+    place.mkdir()
+    monkeypatch.setattr(package_module, "_TOTAL_MAX", total - 1)
+    with pytest.raises(JournalError, match=f"unpacks to {total} bytes, more than {total - 1}"):
+        unpack(package, place)
+    assert not list(place.iterdir())
+    monkeypatch.setattr(package_module, "_TOTAL_MAX", total)
+    unpack(package, place)
