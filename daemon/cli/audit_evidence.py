@@ -40,7 +40,7 @@ def evidence_group() -> None:
 @evidence_group.command(help="Pack the chain, the period's records, summary, policies and keys.")
 @click.option("--output", required=True, metavar="FILE", help="The zip file to write.")
 @click.option("--since", metavar="TIME", default="quarter", show_default=True,
-              help="'30 days', 'quarter', 'yesterday', '2026-03-01'.")  # fmt: skip
+              help="UTC: '30 days', 'quarter', 'yesterday', '2026-03-01'.")  # fmt: skip
 @click.option("--until", metavar="TIME", help="Up to then.")
 @click.option(
     "--repository", metavar="DIR",

@@ -29,7 +29,7 @@ def query_options(command: Callable[..., Any]) -> Callable[..., Any]:
     until = click.option("--until", metavar="TIME", help="Up to then.")
     since = click.option(
         "--since", metavar="TIME",
-        help="From then on: '30 days', 'quarter', 'yesterday', '2026-03-01'.",
+        help="From then on, UTC: '30 days', 'quarter', 'yesterday', '2026-03-01'.",
     )  # fmt: skip
     return since(until(filters(command)))
 

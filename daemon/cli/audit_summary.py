@@ -16,7 +16,7 @@ from safeclaw.daemon.journal.filter import Filter
 
 @click.command(name="summary", help="Summarise a period: decisions, denials, policies, drift.")
 @click.option("--since", metavar="TIME", default="quarter", show_default=True,
-              help="'30 days', 'quarter', 'yesterday', '2026-03-01'.")  # fmt: skip
+              help="UTC: '30 days', 'quarter', 'yesterday', '2026-03-01'.")  # fmt: skip
 @click.option("--until", metavar="TIME", help="Up to then.")
 @click.option("--agent", metavar="NAME", help="Only this agent.")
 @click.option("--html", "as_html", is_flag=True, help="A page that prints well.")

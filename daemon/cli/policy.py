@@ -144,7 +144,9 @@ def schema_command() -> int:
     "the newest session is taken.",
 )
 @click.option("--session", metavar="ID", help="This session.")
-@click.option("--since", metavar="WHEN", help="All since then: 2h, '3 days', 2026-01-31T12:00.")
+@click.option(
+    "--since", metavar="WHEN", help="All since then, UTC: 2h, '3 days', 2026-01-31T12:00."
+)
 @click.option("--state", metavar="DIR", help="The state directory; else the default.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON value.")
 def suggest_command(
@@ -176,7 +178,7 @@ def suggest_command(
 )
 @click.argument("old", metavar="OLD")
 @click.argument("new", metavar="NEW")
-@click.option("--since", metavar="WHEN", help="Recorded since then: '30 days', 2h, 2026-01-31.")
+@click.option("--since", metavar="WHEN", help="Since then, UTC: '30 days', 2h, 2026-01-31.")
 @click.option("--chain", "--state", "state", metavar="DIR", help="The state directory.")
 @click.option("--agent", metavar="NAME", help="Only what this agent tried.")
 @click.option("--not-wider", "gate", is_flag=True, help="Fail only when NEW may be wider.")

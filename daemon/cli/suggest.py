@@ -13,7 +13,7 @@ from typing import cast
 import msgspec
 
 from safeclaw.daemon import launching
-from safeclaw.daemon.evidence.period import stamp
+from safeclaw.daemon.evidence import period
 from safeclaw.daemon.journal import reader
 from safeclaw.daemon.journal.filter import Filter
 from safeclaw.daemon.journal.record import Record, RecordType
@@ -28,7 +28,8 @@ from safeclaw.policies.observed import Observed, plain, target_of
 from safeclaw.policies.suggest import Source, Suggestion, suggest
 from safeclaw.sandbox.session import resolve_command
 
-_AGO = re.compile(r"(\d{1,5}) ?(s|m|h|d|w)[a-z]*(?: ago)?")
+#: Short forms, besides the words that every other command takes.
+_AGO = re.compile(r"([0-9]{1,5}) ?(s|m|h|d|w)(?:(?<=s)ecs?|(?<=m)ins?|(?<=h)rs?)?(?: ago)?")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -46,15 +47,15 @@ class Recorded:
 
 
 def moment(text: str) -> str:
-    """Return a time as records have it: ``2 hours``, ``30d``, or ISO 8601.  UsageError."""
+    """Return a time as records have it: ``30d``, or what ``audit --since`` takes.  UsageError."""
     ago = _AGO.fullmatch(text.strip().lower())
     try:
         if ago is not None:
             found = datetime.now(UTC) - timedelta(seconds=int(ago[1]) * _SECONDS[ago[2]])
         else:
-            found = datetime.fromisoformat(text.strip())
-        return stamp(found)
-    except (ValueError, OverflowError):
+            found = period.moment(text, datetime.now(UTC))
+        return period.stamp(found)
+    except (UsageError, ValueError, OverflowError):
         raise UsageError(
             f"'{printable(text)}' is no time", hint="write 30m, '2 hours', 7d or 2026-01-31T12:00"
         ) from None

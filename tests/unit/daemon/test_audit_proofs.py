@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from safeclaw.daemon.cli import suggest
 from safeclaw.daemon.evidence import period
 from safeclaw.daemon.evidence.proofs import Prover, included
 from safeclaw.daemon.journal.merkle import Frontier, leaf_hash
@@ -100,3 +102,20 @@ def test_a_time_long_ago_sorts_before_every_record(words: str) -> None:
     begin = period.moment(words, NOW)
     assert period.stamp(begin) < period.stamp(NOW)
     assert len(period.stamp(begin)) == len("2026-05-31T12:30:15.000000Z")
+
+
+def test_a_time_means_the_same_to_every_command_wherever_it_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        for words in ("2026-01-31T12:00", "2026-01-31", "2026-01-31T12:00+02:00", "last quarter"):
+            now = datetime.now(UTC)
+            assert suggest.moment(words) == period.stamp(period.moment(words, now)), words
+        months = period.stamp(period.moment("2 months", datetime.now(UTC)))
+        assert suggest.moment("2 months")[:10] in months  # they were minutes
+        assert suggest.moment("30m") > suggest.moment("31 mins") > suggest.moment("1h")
+    finally:
+        monkeypatch.undo()
+        time.tzset()
