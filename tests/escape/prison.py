@@ -229,7 +229,7 @@ class Prison:
         agent = int(process.stdout.readline())
 
         def end() -> None:
-            process.kill()
+            process.terminate()  # in good order: a broker that is left alone still writes there
             process.communicate()
 
         stack.callback(end)
