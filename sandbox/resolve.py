@@ -275,8 +275,8 @@ class Resolver:
             raise error(errno.EACCES)
         try:
             fd = os.open(name, linux.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory.fd)
-        except OSError:
-            return  # not there
+        except FileNotFoundError:
+            return
         try:
             self.confinement.require(fd, self.path_of(fd))
         except OSError:
