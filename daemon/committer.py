@@ -86,7 +86,10 @@ class Committer:
                 self._fault = (
                     problem
                     if isinstance(problem, JournalError)
-                    else JournalFaultError(f"a defect: {type(problem).__name__}: {problem}")
+                    else JournalFaultError(
+                        f"a defect: {type(problem).__name__}: {problem}",
+                        hint="please report it, and restart the broker",
+                    )
                 )
                 self._ring()
                 return

@@ -73,14 +73,19 @@ def make(
 @click.option("--public-key", metavar="FILE", help="Keys that did not come with the package.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON value.")
 def verify(file: str, public_key: str | None, as_json: bool) -> None:
-    """Verify the manifest, the signature and the chain."""
+    """Verify the manifest, the signature, the chain and what is said of it."""
+
+    def tell(step: str) -> None:
+        if not as_json:
+            click.echo(f"safeclaw: {step}", err=True)
+
     try:
         given = read_public_keys(Path(public_key)) if public_key is not None else None
     except JournalError as error:
         raise UsageError(error.message, hint=error.hint) from error
     try:
         with unwinding():
-            report = check(Path(file), given)
+            report = check(Path(file), given, tell)
     except JournalError as error:
         said = error.message.removeprefix(f"{file}: ")
         click.echo(f"{safe(file)}: incomplete or unreadable: {safe(said)}")

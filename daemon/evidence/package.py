@@ -227,7 +227,11 @@ def _pack(place: Path, output: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def check(path: Path, given: list[PublicKey] | None) -> Report:
+def check(
+    path: Path,
+    given: list[PublicKey] | None,
+    on_step: Callable[[str], None] = lambda _: None,
+) -> Report:
     """Return the verdict on a package and the chain in it.
 
     ``given`` are public keys that did not come with it; without them the package
@@ -239,7 +243,8 @@ def check(path: Path, given: list[PublicKey] | None) -> Report:
     try:
         with tempfile.TemporaryDirectory(prefix="safeclaw-evidence-") as place:
             unpack(path, Path(place))
-            return check_directory(Path(place), given)
+            on_step("verifying")
+            return check_directory(Path(place), given, on_step)
     except OSError as error:
         raise JournalError.of(error, error.filename or path) from error
 
@@ -286,7 +291,11 @@ def unpack(path: Path, place: Path) -> None:
         ) from error
 
 
-def check_directory(place: Path, given: list[PublicKey] | None) -> Report:
+def check_directory(
+    place: Path,
+    given: list[PublicKey] | None,
+    on_step: Callable[[str], None] = lambda _: None,
+) -> Report:
     """Return the verdict on an unpacked package."""
     report = Report()
     problem = _manifest_problem(place)
@@ -299,9 +308,10 @@ def check_directory(place: Path, given: list[PublicKey] | None) -> Report:
                 anchor for anchor in report.anchors if anchor.what != verifier.PUBLIC_KEY
             ]
         if report.status is Status.INTACT:
-            problem = _signature_problem(place, report) or derived.problem(
-                place, place / _JOURNAL, report
-            )
+            problem = _signature_problem(place, report)
+        if report.status is Status.INTACT and problem is None:
+            on_step("making the figures again")
+            problem = derived.problem(place, place / _JOURNAL, report)
     if problem is not None:
         from safeclaw.daemon.journal.report import Finding
 
