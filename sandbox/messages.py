@@ -32,6 +32,7 @@ from safeclaw.sandbox.network import (
     Network,
     family_of,
     inet,
+    require_kernel,
     sockaddr_un,
     sun_path,
 )
@@ -134,8 +135,14 @@ class _Sending:
             return self._judged(message, b"", wait=wait)
         if self._sock.family in INET:
             return self._judged(message, self._inet(name), wait=wait)
+        if self._sock.family == socket.AF_NETLINK:
+            # SAFETY: of a message with a name the kernel asks what its sender may, and in the
+            # agent's namespaces, which are its user's, the supervisor may anything.  Of one
+            # without it asks what the socket's maker may, too (netlink_capable()).
+            require_kernel(name)
+            return self._judged(message, b"", wait=wait)
         if self._sock.family != socket.AF_UNIX:
-            return self._judged(message, name, wait=wait)  # netlink: ROUTE, its own namespace
+            raise error(errno.EAFNOSUPPORT)
         if stream:
             return self._judged(message, name, wait=wait)  # EISCONN or EOPNOTSUPP (unix(7))
         if self._sock.type == socket.SOCK_SEQPACKET:

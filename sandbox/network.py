@@ -33,6 +33,7 @@ from safeclaw.sandbox.resolve import at, error
 INET = (socket.AF_INET, socket.AF_INET6)
 _SUN_PATH_OFFSET = 2
 _SUN_MAX = 110
+_SOCKADDR_NL = 12
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -80,6 +81,14 @@ def sockaddr_un(path: str) -> bytes:
     if len(encoded) > 107:
         raise error(errno.ENAMETOOLONG)
     return struct.pack("=H", socket.AF_UNIX) + encoded + b"\0"
+
+
+def require_kernel(raw: bytes) -> None:
+    """Raise EPERM unless a sockaddr_nl names the kernel (netlink(7)), as for anybody; EINVAL."""
+    if len(raw) < _SOCKADDR_NL or family_of(raw) != socket.AF_NETLINK:
+        raise error(errno.EINVAL)
+    if any(raw[4:_SOCKADDR_NL]):
+        raise error(errno.EPERM)
 
 
 def protocol_of(sock: socket.socket) -> str:
@@ -181,13 +190,18 @@ class Network:
                 return lambda: self._use_unix(note, sock, sun_path(raw))
         elif sock.family in INET and family in INET:
             return lambda: self._use_inet(note, sock, raw)
+        elif sock.family == socket.AF_NETLINK:
+            if note.name == "connect" and family == socket.AF_NETLINK:
+                require_kernel(raw)
+        elif sock.family not in INET:
+            raise error(errno.EAFNOSUPPORT)
         elif family == socket.AF_UNSPEC and note.name == "bind":
             # old programs leave the family out; for every address, and IPv4, the kernel fills it in
             if sock.family != socket.AF_INET or raw[4:8] != bytes(4):
                 raise error(errno.EAFNOSUPPORT)
             return lambda: self._use_inet(note, sock, raw)
-        # SAFETY: AF_UNSPEC dissolves an association and reaches nobody; netlink is ROUTE
-        # only, in its own namespace; any other mismatch is the kernel's to refuse.
+        # SAFETY: AF_UNSPEC dissolves an association and reaches nobody; netlink is ROUTE only,
+        # and leads to the kernel; any other mismatch is the kernel's to refuse.
         return lambda: call(note.name, sock, raw)
 
     def _use_inet(self, note: Notification, sock: socket.socket, raw: bytes) -> int:

@@ -74,6 +74,7 @@ def _files() -> list[Attack]:
         Attack("set_user_id", "set_user_id.c", "outside"),
         Attack("inode_version", "inode_version.py", "ioctls"),
         Attack("address_change", "address_change.py", "outside", root_only=True),
+        Attack("address_named", "address_change.py", "outside", root_only=True, word="named"),
         Attack("magic_root", "magic_root.py", "outside"),
         # map_files wants a capability, so only root's control can work
         Attack("map_files", "map_files.py", "outside", root_only=True),

