@@ -47,7 +47,8 @@ def question(packet: bytes) -> Question | None:
     ident, flags, count, answers, authority, more = struct.unpack_from(">6H", packet)
     if flags & (_QR | _OPCODE) or (count, answers, authority) != (1, 0, 0):
         return None
-    read = _name(packet, HEADER)
+    # SAFETY: no pointers: only the question is passed on, and behind it they would lead elsewhere.
+    read = _name(packet, HEADER, jumps=0)
     if read is None or read[1] + 4 > len(packet):
         return None
     name, end = read
@@ -125,8 +126,8 @@ def _lower(raw: bytes) -> bytes:
     return raw[:-4].lower() + raw[-4:]
 
 
-def _name(packet: bytes, offset: int) -> tuple[str, int] | None:
-    """Return a name in lower case and the offset behind it; pointers are followed."""
+def _name(packet: bytes, offset: int, *, jumps: int = _JUMPS_MAX) -> tuple[str, int] | None:
+    """Return a name in lower case and the offset behind it; so many pointers are followed."""
     labels: list[str] = []
     end = 0
     for _ in range(_JUMPS_MAX + 128):
@@ -134,8 +135,9 @@ def _name(packet: bytes, offset: int) -> tuple[str, int] | None:
             return None
         size = packet[offset]
         if size & 0xC0 == 0xC0:
-            if offset + 1 >= len(packet):
+            if offset + 1 >= len(packet) or not jumps:
                 return None
+            jumps -= 1
             end = end or offset + 2
             offset = (size & 0x3F) << 8 | packet[offset + 1]
             continue

@@ -52,6 +52,15 @@ def test_nothing_of_the_askers_but_the_question_is_passed_on() -> None:
     assert asked.edns
 
 
+def test_a_name_is_not_completed_from_what_is_not_passed_on() -> None:
+    # judged as secret.evil.com.good.test; where the pointer led, what is sent on has a zero
+    end = 12 + len(b"\x06secret\x04evil\x03com\xc0\0\0\1\0\1")
+    question = b"\x06secret\x04evil\x03com\xc0" + bytes([end + 5]) + b"\0\1\0\1"
+    option = b"\0\0\x29\x04\xd0" + b"\x04good\x04test\0"
+    packet = struct.pack(">6H", 7, 0x0100, 1, 0, 0, 1) + question + option
+    assert dns.question(packet) is None
+
+
 def test_what_is_no_single_question_is_none() -> None:
     good = _query("a.com")
     for packet in (
