@@ -22,6 +22,7 @@ from safeclaw.daemon.killswitch import KillSwitch, Switch
 from safeclaw.daemon.opening import Opening
 from safeclaw.daemon.peer import Access, Peer, Role, user_name
 from safeclaw.daemon.questions import Questions
+from safeclaw.daemon.refusals import Refusals
 from safeclaw.daemon.registry import Registry
 from safeclaw.daemon.services import Services, session_of
 from safeclaw.daemon.sessions import Session
@@ -30,8 +31,6 @@ from safeclaw.errors import BrokerError, PolicyError
 from safeclaw.policies.document import Mode, Policy
 from safeclaw.policies.model import Decision, printable
 
-#: How many refusals of one user are recorded in a minute; then only their number.
-_REFUSALS_A_MINUTE = 60
 #: How many orders of the kill switch one user may have for sessions of their own.
 _ORDERS_MAX = 64
 #: How much of what somebody said who is refused is recorded, in characters.
@@ -60,7 +59,7 @@ class Authority:
         )
         self._state = state
         self._services = services
-        self._refusals: dict[int, tuple[float, int]] = {}
+        self.refusals = Refusals(services.append)
 
     def load(self) -> None:
         """Read what is on file, and record what has changed; BrokerError for what is damaged."""
@@ -163,27 +162,8 @@ class Authority:
         agent: str | None = None,
     ) -> None:
         """Record that somebody was refused; a flood of it is only counted."""
-        now = time.monotonic()
-        began, count = self._refusals.get(peer.uid, (now, 0))
-        if now - began >= 60:
-            if count > _REFUSALS_A_MINUTE:
-                self._refusal(peer, action, {"what": f"{count} refusals in a minute"}, reason, None)
-            began, count = now, 0
-        if len(self._refusals) > 4096:
-            self._refusals.clear()
-        self._refusals[peer.uid] = (began, count + 1)
-        if count < _REFUSALS_A_MINUTE:
-            self._refusal(peer, action, target, reason, agent)
-
-    def _refusal(
-        self,
-        peer: Peer,
-        action: str,
-        target: protocol.JsonObject,
-        reason: str,
-        agent: str | None,
-    ) -> None:
-        self._services.append(
+        self.refusals.add(
+            peer.uid,
             Entry(
                 type=RecordType.DECISION,
                 agent=None if agent is None else str(_text(agent)),
@@ -195,7 +175,7 @@ class Authority:
                 rule="access-control",
                 reason=str(_text(reason)),
                 enforced_by="broker",
-            )
+            ),
         )
 
     # ---- the kill switch
@@ -295,9 +275,9 @@ class Authority:
             if agent is not None and agent.policy == change.ref:
                 self.give(session, policy)
 
-    def was_in_force(self, session: Session, sha256: str) -> Policy | None:
+    def was_in_force(self, who: Opening | Session, sha256: str) -> Policy | None:
         """Return a version that a registered agent was held to before, by its hash."""
-        agent = self.registry.find(session.agent or "") if session.registered else None
+        agent = self.registry.find(who.agent or "") if who.registered else None
         if agent is None:
             return None
         for version in self.policies.state(agent.policy).earlier:

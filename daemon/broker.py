@@ -296,7 +296,7 @@ class Broker:
         with contextlib.suppress(OSError):  # the lock and the journal decide, not the name
             os.unlink(socket_at(self._directory, SOCKET_NAME))
         self._doors.listener.close()
-        self._desk.flush()
+        self._desk.close()
         self._ledger.close()
         # Whoever waits for the end need not wait until this process is taken apart.
         for session in self._doors.connected():

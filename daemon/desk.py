@@ -261,6 +261,7 @@ class Desk:
             reply = control.Reply(error="the reading was broken off", hint="try again")
             self._house.send(session, control.encode(reply))
         self.authority.questions.tick(time.time())
+        self.authority.refusals.tick()
         if time.monotonic() - self._flushed >= _USES_EVERY:
             self.flush()
         self.health.tick(self._house.sessions())
@@ -275,8 +276,9 @@ class Desk:
     def next_tick(self) -> float | None:
         """Return in how many seconds something is due; None for never."""
         waits: list[float] = []
-        if (soon := self.health.next_tick()) is not None:
-            waits.append(soon)
+        for soon in (self.health.next_tick(), self.authority.refusals.next_tick()):
+            if soon is not None:
+                waits.append(soon)
         due = self.authority.questions.next_tick()
         if due is not None:
             waits.append(max(0.0, due - time.time()))
@@ -285,6 +287,11 @@ class Desk:
         if any(later.sessions for later in self._later):
             waits.append(_KILL_PATIENCE)
         return min(waits, default=None)
+
+    def close(self) -> None:
+        """Write what was only counted or remembered until now."""
+        self.authority.refusals.close()
+        self.flush()
 
     def flush(self) -> None:
         """Write when keys were last used; a full disk costs only that."""

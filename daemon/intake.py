@@ -21,9 +21,10 @@ from safeclaw.daemon.doors import Doors
 from safeclaw.daemon.journal.record import MAX_LINE, Entry
 from safeclaw.daemon.ledger import Ledger
 from safeclaw.daemon.opening import Opening
+from safeclaw.daemon.past import Past, read_past
 from safeclaw.daemon.pseudonyms import Veils
 from safeclaw.daemon.service import Service
-from safeclaw.daemon.sessions import Past, Session, read_past
+from safeclaw.daemon.sessions import Session
 from safeclaw.daemon.unfinished import LeftOpen
 from safeclaw.errors import (
     BrokerError,
@@ -228,7 +229,8 @@ class Intake:
             past = self._past(session, opening, hello.resume)
         session.open(hello, opening)
         if past is not None:
-            session.resume(past, opening.policy, self._veils.fingerprint)
+            known = functools.partial(self._desk.authority.was_in_force, opening)
+            session.resume(past, opening.policy, known, self._veils.fingerprint)
         assert session.id is not None
         try:
             self._veils.cover(session.id, opening.policy, hello.workspace, hello.home)
@@ -259,12 +261,14 @@ class Intake:
         # Reading takes as long as the journal is: at most once for each session that was.
         if self._desk.system and ident not in self.left_open:
             raise BrokerError("no such session was left open", hint="start the agent again")
+
+        def known(sha256: str) -> Policy | None:
+            if sha256 == opening.policy.sha256:
+                return opening.policy
+            return self._desk.authority.was_in_force(opening, sha256)
+
         past = read_past(
-            self._state / "journal",
-            ident,
-            uid=session.uid,
-            agent=opening.agent,
-            policy=opening.policy,
+            self._state / "journal", ident, uid=session.uid, agent=opening.agent, known=known
         )
         self.left_open.came_back(ident)
         return past

@@ -11,108 +11,23 @@ import hashlib
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import msgspec
 
 from safeclaw.daemon import protocol
 from safeclaw.daemon.channel import Channel
-from safeclaw.daemon.journal.record import Entry, PolicyRef, Record, RecordType, Template
+from safeclaw.daemon.journal.record import Entry, PolicyRef, RecordType, Template
 from safeclaw.daemon.opening import Opening
+from safeclaw.daemon.past import Known, Past, asking
 from safeclaw.daemon.peer import Peer, process_of
-from safeclaw.errors import BrokerError, JournalError, ProtocolError
-from safeclaw.policies.document import Assurance, Effect, Policy
+from safeclaw.errors import ProtocolError
+from safeclaw.policies.document import Assurance, Policy
 from safeclaw.policies.model import Decision
 
 #: A session that does not wait is told at least this often how far its records are.
 _ACKNOWLEDGE_EVERY = 1024
 _TAILS_MAX = 8192
 _TAIL_MAX = 8192
-
-
-#: Rules that put an attempt before a person, each with the hash of its policy.
-Asked = frozenset[tuple[str, str | None]]
-
-
-class Past(msgspec.Struct):
-    """What the journal holds of a session."""
-
-    session: str
-    recorded: int = 0
-    decisions: int = 0
-    denials: int = 0
-    ended: bool = False
-    #: How many attempts a person has allowed that are not recorded, by fingerprint as recorded.
-    answered: collections.Counter[str] = msgspec.field(default_factory=collections.Counter[str])
-
-
-def _take_in(past: Past, record: Record, uid: int, agent: str, asked: Asked) -> bool:
-    """Add a record to what was; return whether it says whose it is.  BrokerError."""
-    if record.attempt is not None:
-        past.recorded = max(past.recorded, record.attempt)
-    if record.type is RecordType.SESSION_END:
-        past.ended = True
-    if record.subject is not None and record.subject.uid not in (None, uid):
-        raise BrokerError("the session is another user's", hint="start the agent again")
-    if record.agent not in (None, agent):
-        raise BrokerError("the session is another agent's", hint="start the agent again")
-    if record.type is RecordType.DECISION:
-        past.decisions += 1
-        past.denials += record.decision != "allow"
-    if record.type is RecordType.APPROVAL:
-        past.answered[record.fingerprint or ""] += _allowed(record)
-    elif record.decision == "allow" and _rule(record) in asked:
-        past.answered[record.fingerprint or ""] -= 1
-    return record.subject is not None and record.subject.uid == uid
-
-
-def _rule(record: Record) -> tuple[str, str | None]:
-    """Return a record's rule, whose number means something in its own policy only."""
-    return record.policy.sha256 if record.policy is not None else "", record.rule
-
-
-def _allowed(record: Record) -> int:
-    """Return how many attempts a record of an approval allows."""
-    detail = record.detail or {}
-    tickets = detail.get("tickets")
-    match detail.get("event"):
-        case "approved":
-            return tickets if isinstance(tickets, int) else 0
-        case "used":
-            return 1
-        case _:
-            return 0
-
-
-def asking(policy: Policy) -> frozenset[str]:
-    """Return the rules that put an attempt before a person."""
-    return frozenset(rule.id for rule in policy.rules if rule.effect is Effect.ASK)
-
-
-def read_past(
-    journal: Path, ident: str, *, uid: int, agent: str, policy: Policy | None = None
-) -> Past:
-    """Read it.  BrokerError when there is nothing, or when it is another's.
-
-    ``policy`` is the one that it goes on under.
-    """
-    from safeclaw.daemon.journal.reader import session_segments
-
-    past, known = Past(ident), False
-    asked: Asked = frozenset()
-    if policy is not None:
-        asked = frozenset((policy.sha256, rule) for rule in asking(policy))
-    try:
-        for records in session_segments(journal, ident):
-            for record in records:
-                known = _take_in(past, record, uid, agent, asked) or known
-            if any(record.type is RecordType.SESSION_START for record in records):
-                break  # what is older is not its own
-    except JournalError as problem:
-        raise BrokerError(problem.message, hint=problem.hint) from problem
-    if not known:
-        raise BrokerError("no such session was left open", hint="start the agent again")
-    return past
 
 
 class Session:
@@ -211,7 +126,7 @@ class Session:
         """The same, without what another broker had taken in."""
         return self._decisions - self._before[0], self._denials - self._before[1]
 
-    def adopt(self, message: protocol.Adopted, known: Callable[[str], Policy | None]) -> Entry:
+    def adopt(self, message: protocol.Adopted, known: Known) -> Entry:
         """Go on under a policy that was offered; BrokerError for any other.
 
         Another broker may have offered one that was in force between: who comes back may still
@@ -233,14 +148,19 @@ class Session:
             RecordType.POLICY_LOAD, attempt=message.number, detail={"previous": previous}
         )
 
-    def resume(self, past: Past, policy: Policy, veiled: Callable[[str], str]) -> None:
+    def resume(
+        self, past: Past, policy: Policy, known: Known, veiled: Callable[[str], str]
+    ) -> None:
         """Go on with a session whose broker was lost, after what the journal holds of it.
 
-        ``policy`` is what its lease offers; ``veiled`` returns the pseudonym under which a
-        fingerprint may be recorded.
+        ``policy`` is what its lease offers; what it did before it adopts that was decided by the
+        one it was held to.  ``veiled`` returns the pseudonym under which a fingerprint may be
+        recorded.
         """
         self.resumed = True
         self.offered.append(policy)
+        if past.policy != policy.sha256 and (before := known(past.policy)) is not None:
+            self._under(before)
         self.answered, self._veiled = past.answered, veiled
         self.id = past.session
         self.recorded = self.number = past.recorded

@@ -83,10 +83,10 @@ def hello(agent: str, command: str = "true", resume: str | None = None) -> proto
     )
 
 
-def decided(target: object, fingerprint: str = GOOD) -> bytes:
+def decided(target: object, fingerprint: str = GOOD, number: int = 1) -> bytes:
     fields = ("/bin/x", "file.write", target, fingerprint, "allow", "p:1", "", "notify")
     tail = b"".join(msgspec.msgpack.encode(field) for field in fields)
-    return protocol.decided_packet(tail, 1, 1, 1)
+    return protocol.decided_packet(tail, number, 1, 1)
 
 
 @pytest.fixture

@@ -137,6 +137,37 @@ def test_who_is_in_no_group_is_refused_and_recorded(
     assert not (broker.state / "killed.json").exists()
 
 
+#: Refused again and again, in one process: a command's start each time would take a minute.
+FLOOD = """
+import sys
+from pathlib import Path
+from safeclaw.daemon import control
+from safeclaw.daemon.client import Client
+from safeclaw.errors import BrokerError
+for _ in range(70):
+    try:
+        Client.at(Path(sys.argv[1])).ask(control.Kill(None, ""))
+    except BrokerError:
+        continue
+    sys.exit("not refused")
+"""
+
+
+def test_a_flood_of_refusals_leaves_its_number_when_the_broker_stops(
+    making: Making, shared_tree: Path | None
+) -> None:
+    broker = making()
+    with somebody("nobody", shared_tree) as nobody:
+        flood = [nobody.program[0], "-c", FLOOD, str(broker.socket)]
+        done = nobody.finish(nobody.start(flood, nobody.workspace))
+    assert done.returncode == 0, done.stderr
+    broker.stop()
+    found = refusals(broker)
+    assert len(found) == 61
+    assert found[-1]["detail"] == {"refusals": 10}
+    assert broker.verify().returncode == 0
+
+
 def test_another_users_session_cannot_be_seen_stopped_or_answered(
     making: Making, person: Person, ordinary_user: str, shared_tree: Path | None
 ) -> None:

@@ -21,6 +21,7 @@ from tests.system.peers import (
     Peer,
     asking,
     broker,
+    decided,
     fingerprint_of,
     hello,
     honest,
@@ -120,13 +121,17 @@ def test_who_comes_back_first_says_what_the_broker_between_had_it_adopt(
         leases.append(lease)
     # The second broker died before what it had the session adopt was on disk.
     between, last = (lease.policy.sha256 for lease in leases)
-    peer.say(protocol.Adopted(2, between), protocol.Adopted(3, last), protocol.Flush())
-    while (said := peer.hear()) != protocol.Ack(3):
+    peer.say(decided(PATH, number=2), protocol.Adopted(3, between), decided(PATH, number=4))
+    peer.say(protocol.Adopted(5, last), protocol.Flush())
+    while (said := peer.hear()) != protocol.Ack(5):
         assert isinstance(said, protocol.Ack), said
-    peer.say(protocol.Adopted(4, between))
+    peer.say(protocol.Adopted(6, between))
     assert isinstance(peer.hear(), protocol.Refused), "nor is there a way back to it"
     loaded = broker.records("--session", first.session, "--type", "policy_load")
     assert [one["policy"]["sha256"] for one in loaded] == [first.policy.sha256, between, last]
+    assert [one["detail"].get("previous") for one in loaded[1:]] == [first.policy.sha256, between]
+    done = broker.records("--session", first.session, "--type", "decision")
+    assert [one["policy"]["sha256"] for one in done] == [first.policy.sha256, between]
 
 
 @pytest.mark.parametrize("who", ["root", "itself"])

@@ -9,10 +9,14 @@ import pytest
 from safeclaw.daemon.journal import files
 from safeclaw.daemon.journal.journal import Journal
 from safeclaw.daemon.journal.record import Entry, RecordType
-from safeclaw.daemon.sessions import Past, read_past
+from safeclaw.daemon.past import Past, read_past
 from safeclaw.errors import BrokerError
 
 MINE, OTHER = "0123456789abcdef", "fedcba9876543210"
+
+
+def past_of(directory: Path, session: str, *, uid: int = 1000, agent: str = "a") -> Past:
+    return read_past(directory, session, uid=uid, agent=agent, known=lambda _: None)
 
 
 def entry(session: str, kind: RecordType, attempt: int, uid: int = 1000, agent: str = "a") -> Entry:
@@ -45,14 +49,14 @@ def _directory(tmp_path: Path) -> Path:
 
 
 def test_its_records_are_counted_over_all_segments(directory: Path) -> None:
-    past = read_past(directory, MINE, uid=1000, agent="a")
+    past = past_of(directory, MINE)
     assert past == Past(MINE, recorded=40, decisions=39, denials=19)
 
 
 def test_what_is_older_than_its_start_is_not_read(directory: Path) -> None:
     _, oldest = files.segments(directory)[0]
     oldest.write_bytes(b'"session":"0123456789abcdef" and no record\n')
-    assert read_past(directory, MINE, uid=1000, agent="a").recorded == 40
+    assert past_of(directory, MINE).recorded == 40
 
 
 @pytest.mark.parametrize(
@@ -67,10 +71,10 @@ def test_anothers_and_nobodys_are_refused(
     directory: Path, session: str, uid: int, agent: str, reason: str
 ) -> None:
     with pytest.raises(BrokerError, match=reason):
-        read_past(directory, session, uid=uid, agent=agent)
+        past_of(directory, session, uid=uid, agent=agent)
 
 
 def test_an_end_is_seen(directory: Path) -> None:
     with Journal.open(directory) as journal:
         journal.append(entry(MINE, RecordType.SESSION_END, 41))
-    assert read_past(directory, MINE, uid=1000, agent="a").ended
+    assert past_of(directory, MINE).ended
