@@ -29,7 +29,7 @@ from safeclaw.policies.model import (
     Verdict,
     printable,
 )
-from safeclaw.policies.moves import Moves
+from safeclaw.policies.moves import REACHES, Moves
 from safeclaw.policies.variables import Variables
 
 PROTECTED = "protected"
@@ -227,7 +227,7 @@ class CompiledPolicy:
         """Judge a rename or a link: both ends, and what would be carried past a rule.
 
         SAFETY: content that may not be read must not gain a name under which it
-        may be, so the source is judged for reading too; and moving a directory
+        may be, so the source is judged for reading too, and as a socket; and moving a directory
         must not move what lies in it out of a rule that denies by place.
         """
         ends = [(action, path), (action, to)]
@@ -247,6 +247,7 @@ class CompiledPolicy:
         answer = self._judge_path(action, path)
         if not held:
             parts = [self._judge_path(one, where) for one, where in ends]
+            parts += self._newly_reached(path, to)
             refused_part = self._strictest(parts)
             if refused_part is not None:
                 return refused_part
@@ -256,6 +257,18 @@ class CompiledPolicy:
             reason = f"the move would carry what lies at {printable(place)} past this rule"
             return Verdict(Decision.DENY, rule, reason), at
         return answer
+
+    def _newly_reached(self, path: str, to: str) -> list[tuple[Verdict, int | None]]:
+        """Return what is said of reaching a socket at ``path``, where one at ``to`` could be.
+
+        SAFETY: a socket must not gain a name by which it may be reached, where by this one it
+        may not.  Whether it is one is not asked: by the time of the deed it could be.
+        """
+        return [
+            self._judge(Attempt(action, SocketTarget(path)))
+            for action in REACHES
+            if self.outcome(Attempt(action, SocketTarget(to))) is not Effect.DENY
+        ]
 
     def _judge_program(self, action: str, target: ProgramTarget) -> tuple[Verdict, int | None]:
         for path in (target.program, *target.interpreters):

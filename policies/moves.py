@@ -5,6 +5,8 @@ A directory takes everything in it along.  Moving ``.git`` aside, writing
 moving a directory out of ``src`` would get round one on ``src/**/*.pem``.  So a
 move is only harmless if, below both of its ends, every denying rule looks for
 the same things: then what is denied before is denied after, and the reverse.
+A Unix socket is reached only by a rule that allows its path, so nothing may move to
+where such rules look for what they did not look for before.
 
 What the globs look for below a place is the state of an automaton that has read
 the place's components, all globs at once.  It is made as far as it is needed,
@@ -15,16 +17,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from safeclaw.policies.buckets import covers
 from safeclaw.policies.document import Effect, Rule
 from safeclaw.policies.glob import Part, PathGlob, Word, led, path_globs
 from safeclaw.policies.index import Prefixes, ancestors
 
+#: What can be done to a socket by any of its names.
+REACHES = ("network.connect", "network.send")
 #: How many directories, and how many states, are remembered; then all are forgotten.
 _REMEMBERED = 1024
 
 
 class Moves:
-    """The denying path rules of a policy, and what no rule can open."""
+    """The denying path rules of a policy, those that open sockets, and what no rule can open."""
 
     def __init__(
         self,
@@ -37,16 +42,24 @@ class Moves:
     ) -> None:
         self._kept = Prefixes(dict.fromkeys(kept))
         prefixes: dict[str, int | None] = {}
+        opened: dict[str, int | None] = {}
+        granting: set[int] = set()
         globs: list[tuple[int, PathGlob]] = []
         for at, rule in enumerate(rules):
+            known = prefixes
             if rule.effect is Effect.ALLOW:
-                continue
+                if not any(covers(one, action) for one in rule.actions for action in REACHES):
+                    continue
+                known = opened
+                granting.add(at)
             for text in rule.paths:
                 for written in path_globs(text, workspace=workspace, home=home):
                     for glob in led(written, leads):
-                        prefixes.setdefault(glob.prefix, at)
+                        known.setdefault(glob.prefix, at)
                         globs.append((at, glob))
         self._prefixes = Prefixes(prefixes)
+        self._opened = Prefixes(opened)
+        self._granting = frozenset(granting)
         self._looks = _Looks(globs)
 
     def obstacle(self, path: str, to: str) -> tuple[str, int | None] | None:
@@ -57,11 +70,16 @@ class Moves:
                 below = prefixes.below(end)
                 if below is not None:
                     return below
+        below = self._opened.below(to)
+        if below is not None:
+            return below
         before, after = self._looks.below(path), self._looks.below(to)
         if before is after:
             return None
         found, other = self._looks.by_rule(before), self._looks.by_rule(after)
+        had = frozenset[tuple[Part, ...]]().union(*(found.get(at, ()) for at in self._granting))
         differing = {at for at in found.keys() | other.keys() if found.get(at) != other.get(at)}
+        differing -= {at for at in self._granting if other.get(at, had) <= had}
         return (path, min(differing)) if differing else None
 
 

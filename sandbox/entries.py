@@ -112,7 +112,13 @@ def _rename(note: Notification) -> int:
             require_read(note, here)
             if flags & linux.RENAME_EXCHANGE:
                 require_read(note, there)
-            judge(note, "file.write.rename", here, there)
+            try:
+                judge(note, "file.write.rename", here, there)
+            except OSError:
+                # what the kernel says first, and mv(1) then copies
+                if os.fstat(source.fd).st_dev != os.fstat(target.fd).st_dev:
+                    raise error(errno.EXDEV) from None
+                raise
             linux.renameat2(source.fd, os.fsencode(name), target.fd, os.fsencode(newname), flags)
     return 0
 

@@ -60,7 +60,7 @@ def _files() -> list[Attack]:
     by_verdict = (
         *("symlink", "dotdot", "hard_link", "link_descriptor", "rename_out", "rename_parent"),
         *("opath_reopen", "opath_write", "truncate", "metadata", "tmpfile_link", "dangling_link"),
-        *("delete", "policy_file", "parent_environment", "unix_door"),
+        *("delete", "policy_file", "parent_environment", "unix_door", "unix_door_moved"),
         *("wrappers", "shebang", "descriptor_exec", "short_way"),
         *("xattr_value", "xattr_names", "inotify_names"),
     )

@@ -123,6 +123,29 @@ def test_a_move_cannot_carry_a_directory_past_a_rule() -> None:
     assert ask(compiled, "file.write.link", "/ws/a", "/tmp/a")[0] == "allow"
 
 
+def test_a_socket_gets_no_name_under_which_it_may_be_reached() -> None:
+    compiled = policy(
+        "action: network.connect, path: '**/*.private', effect: deny",
+        "action: network.send, path: 'asked', effect: ask",
+        "action: network.connect, path: ['**/open', 'run/*.sock'], effect: allow",
+        "action: file, path: ['**', '/tmp/**'], effect: allow",
+    )
+    link, rename = "file.write.link", "file.write.rename"
+    for action in (link, rename):
+        assert ask(compiled, action, "/ws/a", "/ws/open")[0] == "deny"
+        assert ask(compiled, action, "/ws/a.private", "/ws/open")[0] == "deny"
+        assert ask(compiled, action, "/ws/a", "/ws/run/a.sock")[0] == "deny"
+        assert ask(compiled, action, "/ws/a", "/ws/asked")[0] == "deny"
+        assert ask(compiled, action, "/ws/open", "/ws/a/open")[0] == "allow"
+        assert ask(compiled, action, "/ws/open", "/ws/a")[0] == "allow"
+        assert ask(compiled, action, "/ws/a.private", "/ws/b")[0] == "allow"
+        assert ask(compiled, action, "/ws/run/a.sock", "/ws/b/c")[0] == "allow"
+    # nor does a directory take it there
+    assert ask(compiled, rename, "/ws/a", "/ws/run") == ("deny", "p:3")
+    assert ask(compiled, rename, "/ws/run", "/ws/a")[0] == "allow"
+    assert ask(compiled, rename, "/ws/a", "/ws/b")[0] == "allow"
+
+
 def test_a_bare_name_allows_only_what_the_agent_cannot_write() -> None:
     compiled = policy(
         "action: shell.execute, command: 'git *', effect: allow",
