@@ -20,7 +20,7 @@ from safeclaw.sandbox.pinning import (
     pin,
     require_read,
 )
-from safeclaw.sandbox.resolve import Nameless, Pinned, at, error, join
+from safeclaw.sandbox.resolve import Nameless, Pinned, at, error, held, join
 
 #: The openat2(2) resolve flag that holds for every walk of the supervisor; with the others the
 #: call is answered as by a kernel that has it not.
@@ -152,8 +152,8 @@ def _open_own(note: Notification, number: int, flags: int) -> int | None:
     with note.mediator.resolver.pin_descriptor(note.caller, number) as pinned:
         kind = stat.S_IFMT(os.fstat(pinned.fd).st_mode)
         handle = f"/proc/self/fd/{number}"
-        held = kind in (stat.S_IFIFO, stat.S_IFCHR) and _holds(note, number, flags)
-        if held or pinned.path == handle:
+        has = kind in (stat.S_IFIFO, stat.S_IFCHR) and _holds(note, number, pinned, flags)
+        if has or pinned.path == handle:
             # a pipe or terminal it has open already, or no name in any file system: nothing
             # new is reached
             judge(note, "file.read", handle)
@@ -167,14 +167,12 @@ def _open_own(note: Notification, number: int, flags: int) -> int | None:
     return None
 
 
-def _holds(note: Notification, number: int, flags: int) -> bool:
-    """Whether the caller's descriptor is really open, and gives what ``flags`` ask for.
+def _holds(note: Notification, number: int, pinned: Pinned, flags: int) -> bool:
+    """Whether the caller has what was pinned open, with all that ``flags`` ask for.
 
     SAFETY: an O_PATH descriptor was never judged, so it counts for nothing here.
     """
-    with open(f"/proc/{note.caller.tgid}/fdinfo/{number}") as source:
-        fields = dict(line.split(":", 1) for line in source if ":" in line)
-    has = int(fields["flags"], 8)
+    has = held(note.caller, number, pinned.fd)
     wanted, given = flags & os.O_ACCMODE, has & os.O_ACCMODE
     return not has & linux.O_PATH and (given == os.O_RDWR or wanted == given)
 
@@ -240,9 +238,10 @@ def _open_existing(note: Notification, pinned: Pinned, flags: int) -> int | None
         raise error(errno.ELOOP)
     if flags & os.O_CREAT and kind == stat.S_IFDIR:
         raise error(errno.EISDIR)
-    if flags & os.O_ACCMODE == os.O_RDWR and kind == stat.S_IFREG:
-        require_read(note, pinned.path)
     access = flags & os.O_ACCMODE or flags & os.O_TRUNC
+    if access and flags & os.O_ACCMODE != os.O_WRONLY:
+        # SAFETY: opened to be cut (O_TRUNC) it can be read, too, when somebody has written again
+        require_read(note, pinned.path)
     judge(note, "file.write.modify" if access else "file.read", pinned.path)
     if kind == stat.S_IFIFO and not flags & os.O_NONBLOCK:
         _wait_for_fifo(note, pinned, flags)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import errno
+import fcntl
 import os
 import re
 import stat
@@ -234,7 +235,8 @@ class Resolver:
             if not path.startswith("/") or path.startswith("/memfd:"):
                 path = f"/proc/self/fd/{number}"
             elif self.confinement is not None:
-                self.confinement.require(fd, path, held=_is_open(caller, number))
+                is_open = not held(caller, number, fd) & linux.O_PATH
+                self.confinement.require(fd, path, held=is_open)
         except BaseException:
             os.close(fd)
             raise
@@ -294,13 +296,25 @@ class Resolver:
             return at(parent, name)
 
 
-def _is_open(caller: Caller, number: int) -> bool:
-    """Whether the caller's descriptor is more than a place in a file system (O_PATH)."""
-    with open(f"/proc/{caller.tgid}/fdinfo/{number}") as source:
-        for line in source:
-            if line.startswith("flags:"):
-                return not int(line.split()[1], 8) & linux.O_PATH
-    return False
+def held(caller: Caller, number: int, fd: int) -> int:
+    """Return the flags with which the caller has open what was pinned; O_PATH: it has not.
+
+    SAFETY: one and the same descriptor says what is open and how.  The number alone may stand for
+    another by now, and for another still in the table of the thread group's leader (clone(2)).
+    """
+    try:
+        pidfd = os.pidfd_open(caller.tgid)
+        try:
+            own = linux.pidfd_getfd(pidfd, number)
+        finally:
+            os.close(pidfd)
+    except OSError:
+        return linux.O_PATH
+    try:
+        same = os.path.sameopenfile(own, fd)
+        return fcntl.fcntl(own, fcntl.F_GETFL) if same else linux.O_PATH
+    finally:
+        os.close(own)
 
 
 def join(directory: str, name: str) -> str:

@@ -62,7 +62,7 @@ def _files() -> list[Attack]:
         *("opath_reopen", "opath_write", "truncate", "metadata", "tmpfile_link", "dangling_link"),
         *("delete", "policy_file", "parent_environment", "unix_door", "unix_door_moved"),
         *("wrappers", "shebang", "descriptor_exec", "short_way"),
-        *("xattr_value", "xattr_names", "inotify_names"),
+        *("xattr_value", "xattr_names", "inotify_names", "write_only"),
     )
     others = ("victim_memory", "system_v", "message_queue", "core_limit")
     return [
@@ -82,6 +82,8 @@ def _files() -> list[Attack]:
         Attack("outside_view", "outside_view.py", "view", gap="no mount namespace: stat(2) tells"),
         Attack("outside_read", "outside_read.py", "outside"),
         Attack("other_terminal", "other_terminal.py", "outside"),
+        *_each("held", "held_descriptor.c", "verdict", ("table", "race")),
+        Attack("held_terminal", "held_descriptor.c", "outside", word="terminal"),
         Attack("bind_upward", "bind_upward.py", "upward"),
         Attack("inherited", "inherited.py", "closing"),
         Attack("broker_socket", "broker_socket.py", "outside"),
@@ -182,6 +184,7 @@ version: "1.0"
 rules:
   - {action: [file.read, file.write], path: "**/secrets/**", effect: deny, reason: secret}
   - {action: [file.read, file.write], path: "*/held/deep/**", effect: deny, reason: held}
+  - {action: file.read, path: "**/dropped/**", effect: deny, reason: for writing}
   - {action: file.write, path: "**/frozen/**", effect: deny, reason: for reading}
   - {action: shell.execute, command: ["./**/xd *", "./**/xd-dynamic *", "./**/xa d *"],
      effect: deny, reason: no such program}

@@ -52,6 +52,27 @@ def _other_terminal(area: Path, token: str, uid: int, stack: contextlib.ExitStac
     return _nothing
 
 
+def _held_descriptor(area: Path, token: str, uid: int, stack: contextlib.ExitStack) -> Look:
+    """Have the words wait in a FIFO that may not be opened, and in a terminal."""
+    _fifo(area / "secrets/pipe", token, stack)
+    return _other_terminal(area, token, uid, stack)
+
+
+def _write_only(area: Path, token: str, _uid: int, stack: contextlib.ExitStack) -> Look:
+    """Have the words wait where the agent may write, and not read."""
+    (area / "dropped").mkdir()
+    (area / "dropped/log").touch()
+    _fifo(area / "dropped/pipe", token, stack)
+    return _nothing
+
+
+def _fifo(path: Path, token: str, stack: contextlib.ExitStack) -> None:
+    os.mkfifo(path, 0o600)
+    end = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+    stack.callback(os.close, end)
+    os.write(end, token.encode())
+
+
 def _victim(area: Path, token: str, uid: int, stack: contextlib.ExitStack) -> Look:
     """Start a process of this person's that has nothing to do with the session."""
     own = uid == os.geteuid()
@@ -160,6 +181,8 @@ STAGES: dict[str, Callable[[Path, str, int, contextlib.ExitStack], Look]] = {
     "abstract_socket.py": _abstract_socket,
     "host_loopback.py": _host_loopback,
     "other_terminal.py": _other_terminal,
+    "held_descriptor.c": _held_descriptor,
+    "write_only.py": _write_only,
     "victim.c": _victim,
     "victim_memory.py": _victim,
     "kept_names.py": _kept_names,
