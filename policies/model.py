@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import shlex
+from collections.abc import Sequence
 
 import msgspec
 
@@ -94,11 +95,29 @@ class Verdict(msgspec.Struct, frozen=True):
     reason: str
 
 
+#: Letters, marks and symbols that nobody sees: what Unicode 15 has as Default_Ignorable_Code_Point
+#: (DerivedCoreProperties.txt) beside its controls, and some blanks.  Two names would look alike.
+_UNSEEN = frozenset(
+    chr(code)
+    for first, last in (
+        *((0x34F, 0x34F), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F), (0x2800, 0x2800)),
+        *((0x3164, 0x3164), (0xFE00, 0xFE0F), (0xFFA0, 0xFFA0), (0x16FE4, 0x16FE4)),
+        *((0x1D159, 0x1D159), (0xE0100, 0xE01EF)),
+    )
+    for code in range(first, last + 1)
+)
+
+
+def is_seen(char: str) -> bool:
+    """Whether a character shows on a terminal, as itself and where it stands."""
+    return char.isprintable() and char not in _UNSEEN
+
+
 def printable(text: str) -> str:
     r"""Return ``text`` safe for a terminal and for a record, reversibly.
 
-    A backslash becomes ``\\``; control characters, bytes outside UTF-8, and
-    separators or marks that change how a line reads become ``\xNN`` per byte.
+    A backslash becomes ``\\``; control characters, bytes outside UTF-8, separators or
+    marks that change how a line reads, and what is not seen become ``\xNN`` per byte.
     """
     if text.isascii() and text.isprintable() and "\\" not in text:
         return text
@@ -106,7 +125,7 @@ def printable(text: str) -> str:
     for char in text:
         if char == "\\":
             out.append("\\\\")
-        elif char.isprintable():
+        elif is_seen(char):
             out.append(char)
         else:
             out.extend(f"\\x{byte:02x}" for byte in char.encode("utf-8", "surrogateescape"))
@@ -147,17 +166,27 @@ def target_fields(target: Target) -> dict[str, object]:
             return {"what": printable(what)}
 
 
+def command_line(program: str, argv: Sequence[str]) -> str:
+    """Return a program with its arguments as a shell would take them: a space makes no two words.
+
+    And what it is called, where that is not its name: it may be many programs, by that.  No
+    argument can say so: its parentheses are quoted.
+    """
+    words = [shlex.quote(word) for word in (program, *argv[1:])]
+    if argv and argv[0] not in (program, program.rpartition("/")[2]):
+        words.append(f"(as {shlex.quote(argv[0])})")
+    return " ".join(words)
+
+
 def describe(target: Target) -> str:
     """Return the target as one line for a person."""
     match target:
         case FileTarget(path, None) | SocketTarget(path):
-            return printable(path)
+            return shlex.quote(printable(path))
         case FileTarget(path, to):
-            return f"{printable(path)} -> {printable(to or '')}"
+            return f"{shlex.quote(printable(path))} -> {shlex.quote(printable(to or ''))}"
         case ProgramTarget(program, argv):
-            # as a shell would take them: a word with a space is not two
-            words = [shlex.quote(printable(word)) for word in (program, *argv[1:])]
-            return " ".join(words)
+            return command_line(printable(program), [printable(word) for word in argv])
         case AddressTarget(protocol, address, port):
             literal = f"[{address}]" if ":" in address else address
             known = f" ({', '.join(printable(name) for name in target.names)})"

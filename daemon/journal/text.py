@@ -6,6 +6,7 @@ import shlex
 from typing import cast
 
 from safeclaw.daemon.journal.record import Record
+from safeclaw.policies.model import command_line, is_seen
 
 
 def safe(text: str) -> str:
@@ -16,7 +17,7 @@ def safe(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+        char if is_seen(char) else char.encode("unicode_escape").decode() for char in text
     )
 
 
@@ -24,18 +25,16 @@ def target_text(target: dict[str, object]) -> str:
     """Return a record's target as :func:`safeclaw.policies.model.describe` shows it."""
     match target:
         case {"path": path, "to": to}:
-            return f"{path} -> {to}"
+            return f"{shlex.quote(str(path))} -> {shlex.quote(str(to))}"
         case {"path": path}:
-            return str(path)
+            return shlex.quote(str(path))
         case {"program": program, "argv": argv} if isinstance(argv, list):
-            words = cast("list[object]", argv)[1:]
-            # as a shell would take them: a word with a space is not two
-            return " ".join(shlex.quote(str(word)) for word in (program, *words))
+            return command_line(str(program), [str(word) for word in cast("list[object]", argv)])
         case {"protocol": protocol, "address": address, "port": port}:
             literal = f"[{address}]" if ":" in str(address) else address
             return f"{protocol}:{literal}:{port}"
         case {"socket": path}:
-            return str(path)
+            return shlex.quote(str(path))
         case {"what": what}:
             return str(what)
         case _:
