@@ -204,8 +204,10 @@ class _Run:
         if options.verbose:
             display.tell(f"safeclaw: broker: {self._broker_in_words()}")
         # Ctrl-C is for the agent, which is in the same terminal; its status is ours.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGQUIT, signal.SIG_IGN)
+        # SAFETY: nor is this stopped for the terminal: an agent that puts itself before it
+        # (tcsetpgrp(3)) would go on when whoever watches over it next says something.
+        for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTTIN, signal.SIGTTOU):
+            signal.signal(number, signal.SIG_IGN)
         woken = self._pass_on()
         try:
             spec = launching.spec(

@@ -54,8 +54,14 @@ class _Terminal:
 @contextmanager
 def _terminal(person: Person, *command: str) -> Generator[_Terminal]:
     """Run an agent in a terminal of its own."""
-    person.stdin = subprocess.PIPE
     run = shlex.join(person.command("run", "--policy", "policy.yaml", "--", *command))
+    with _started(person, run) as terminal:
+        yield terminal
+
+
+@contextmanager
+def _started(person: Person, run: str) -> Generator[_Terminal]:
+    person.stdin = subprocess.PIPE
     started = person.start(["script", "-qfec", run, "/dev/null"], person.workspace)
     person.stdin = subprocess.DEVNULL
     with started as process:
@@ -110,6 +116,15 @@ def test_words_are_shown_as_a_shell_would_take_them(person: Person) -> None:
     assert "allow shell.execute /usr/bin/echo 'a b; rm -rf c' d? " in shown.seen
 
 
+def test_what_a_program_is_called_is_part_of_the_question(person: Person) -> None:
+    _prepare(person)
+    program = "import os; os.execv('/usr/bin/echo', ['rm', 'x\u3164y'])"
+    with _terminal(person, "/usr/bin/python3", "-c", program) as shown:
+        shown.until("[n]o: ")
+        shown.type("n")
+    assert r"allow shell.execute /usr/bin/echo 'x\xe3\x85\xa4y' (as rm)? " in shown.seen
+
+
 def test_a_question_too_long_for_a_terminal_is_not_put_there(person: Person) -> None:
     _prepare(person)
     words = " ".join(["harmless"] * 200)
@@ -119,3 +134,42 @@ def test_a_question_too_long_for_a_terminal_is_not_put_there(person: Person) -> 
         denied = person.safeclaw("approvals", "deny", found)
         assert denied.returncode == 0, denied.stderr
     assert "[y]es" not in terminal.seen
+
+
+_DENY = '  - {action: file.read, path: "denied", effect: deny}'
+#: Puts itself before the terminal, has whoever else writes there stopped, and then tries.
+_BEFORE = """\
+import os, signal, sys, termios
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+os.setpgid(0, 0)
+os.tcsetpgrp(0, os.getpgrp())
+settings = termios.tcgetattr(0)
+settings[3] |= termios.TOSTOP
+termios.tcsetattr(0, termios.TCSANOW, settings)
+try:
+    print("it says", open(sys.argv[1]).read(), flush=True)
+except PermissionError:
+    os._exit(3)
+"""
+
+
+def test_an_agent_before_the_terminal_has_nobody_stopped(person: Person) -> None:
+    _prepare(person)
+    person.write("denied", "something")
+    person.write("policy.yaml", _POLICY.replace("rules:", f"rules:\n{_DENY}"))
+    person.write("before.py", _BEFORE)
+    words = ("run", "--policy", "policy.yaml", "--", "/usr/bin/python3", "before.py")
+    # a shell with job control: else a write would fail, and stop nobody (setpgid(2), orphaned)
+    for name in ("denied", "asked"):
+        run = shlex.join(person.command(*words, name))
+        script = shlex.join(["/bin/bash", "-c", f'set -m; {run}; echo "ended with $?"'])
+        with _started(person, script) as terminal:
+            if name == "asked":
+                terminal.until("waiting for approval")
+                found = re.search(r"safeclaw approvals approve (\w{6})", terminal.seen)
+                assert found, terminal.seen
+                answered = person.safeclaw("approvals", "deny", found[1])
+                assert answered.returncode == 0, answered.stderr
+            terminal.until("ended with ")
+            terminal.until("\n")
+        assert "ended with 3" in terminal.seen, terminal.seen
