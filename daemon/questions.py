@@ -73,12 +73,18 @@ class Questions:
             self._record(question, "refused", reason=why)
             self._answer(session, question, [message.ticket], None, why)
             return
+        self._put(session, question, [message.ticket])
+
+    def _put(self, session: Session, question: Question, tickets: list[int]) -> None:
+        """Put a question before people, for the attempts that wait for it."""
         # In this order: what cannot be recorded is not asked.
         self._record(question, "asked", detail={"seconds": int(self._settings.approval_timeout)})
-        self.approvals.ask(question, message.ticket)
-        asked = protocol.Asked(message.ticket, question.id, self._settings.approval_timeout)
-        self._services.post(session, asked)
-        problem = hooks.spawn(self._settings.approval_hook, shown(question, now), whose=session.uid)
+        for ticket in tickets:
+            self.approvals.ask(question, ticket)
+            asked = protocol.Asked(ticket, question.id, self._settings.approval_timeout)
+            self._services.post(session, asked)
+        about = shown(question, question.asked, len(tickets))
+        problem = hooks.spawn(self._settings.approval_hook, about, whose=session.uid)
         if problem is not None:
             self._record(question, "hook-failed", reason=printable(problem))
 
@@ -115,7 +121,10 @@ class Questions:
             detail = {"scope": scope.value}
             if request.seconds:
                 detail["seconds"] = request.seconds
-        tickets = self.approvals.settle(question, grant)
+        tickets, left = self.approvals.settle(question, grant), list[int]()
+        if grant is not None and grant.scope is Scope.ONCE:
+            # SAFETY: more may have come since somebody looked how many wait.
+            tickets, left = tickets[:1], tickets[1:]
         detail["tickets"] = len(tickets)
         event = "refused" if grant is None else "approved"
         self._record(
@@ -124,6 +133,15 @@ class Questions:
         session = session_of(self._services, question.asker.session)
         if session is not None:
             self._answer(session, question, tickets, grant, request.why or "", by=peer.uid)
+            if left:
+                self._put(session, self._again(question), left)
+
+    def _again(self, question: Question) -> Question:
+        """Return the same question anew, for who still waits."""
+        now = time.time()
+        until = now + self._settings.approval_timeout
+        name = new_name(self.approvals)
+        return msgspec.structs.replace(question, id=name, asked=now, until=until)
 
     def may_answer(self, peer: Peer, question: Question) -> bool:
         """Whether a person may see and answer a question.

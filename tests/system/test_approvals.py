@@ -98,20 +98,50 @@ def test_no_answer_in_time_is_a_no(making: Making, member: Person) -> None:
 
 def test_a_storm_of_one_question_is_asked_once(making: Making, member: Person) -> None:
     broker, key = ready(making, member)
-    script = "for n in 1 2 3 4 5 6 7 8; do mkdir asked/one 2>>errors & done; wait; ls asked"
-    with broker.run(member, "--agent", "demo", "--", "sh", "-c", script, key=key) as running:
+    with broker.run(member, "--agent", "demo", "--", "sh", "-c", _STORM, key=key) as running:
         name = asked(running)
-        # all eight wait before the one answer is given
-        waiting = 0
-        while waiting < 8:
-            found = broker.ask("approvals", "list")
-            waiting = found[0]["waiting"]
-            assert len(found) == 1
-        broker.ask("approvals", "approve", name)
+        _all_wait(broker, 8)
+        broker.ask("approvals", "approve", name, "--session")
         out, _ = running.communicate(timeout=60)
     assert out == "one\n"
     events = [one["detail"]["event"] for one in broker.records("--type", "approval")]
     assert events == ["asked", "approved"]
+
+
+def test_once_is_one_attempt_however_many_wait_for_it(making: Making, member: Person) -> None:
+    broker, key = ready(making, member)
+    script = _STORM.replace("mkdir asked/one", "echo x >>asked/log").replace("ls", "cat asked/log")
+    (member.workspace / "asked/log").touch()
+    member.own()
+    with broker.run(member, "--agent", "demo", "--", "sh", "-c", script, key=key) as running:
+        first = asked(running)
+        _all_wait(broker, 8)
+        broker.ask("approvals", "approve", first)
+        second = asked(running)
+        assert second != first
+        _all_wait(broker, 7)
+        broker.ask("approvals", "deny", second)
+        running.communicate(timeout=60)
+    assert (member.workspace / "asked/log").read_text() == "x\n"
+    found = [one["detail"] for one in broker.records("--type", "approval")]
+    assert [(one["event"], one.get("tickets")) for one in found] == [
+        ("asked", None),
+        ("approved", 1),
+        ("asked", None),
+        ("refused", 7),
+    ]
+
+
+_STORM = "for n in 1 2 3 4 5 6 7 8; do { mkdir asked/one; } 2>>errors & done; wait; ls asked"
+
+
+def _all_wait(broker: SystemBroker, count: int) -> None:
+    """Wait until so many attempts wait for the one answer."""
+    waiting = 0
+    while waiting < count:
+        found = broker.ask("approvals", "list")
+        waiting = found[0]["waiting"]
+        assert len(found) == 1
 
 
 def test_the_agents_own_user_cannot_approve_it(making: Making, person: Person) -> None:
