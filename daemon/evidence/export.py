@@ -89,10 +89,7 @@ def export(
     last = walked.last_covered
     if last is not None and last not in {proof.seq for proof in proofs}:
         # A second pass, for the last one too; to the same tree, whatever was written meanwhile.
-        again = Pass(directory, query, signed=walked.note)
-        for _ in again.found({last}):
-            pass
-        proofs = [*proofs, *again.proofs()]
+        proofs += Pass(directory, query, signed=walked.note).proved({last})
         whole += " and the last that the checkpoint covers"
     manifest = Manifest(
         format=format_name,

@@ -52,9 +52,8 @@ def draw(directory: Path, query: Query, count: int, seed: str) -> Sample:
         elif chosen and ticket > chosen[0][0]:
             heapreplace(chosen, (ticket, seq, found))
     again = Pass(directory, query)
-    for _ in again.found({seq for _, seq, _ in chosen}):
-        pass
-    proofs = {proof.seq: as_field(proof) for proof in again.proofs()}
+    proved = again.proved({seq for _, seq, _ in chosen})
+    proofs = {proof.seq: as_field(proof) for proof in proved}
     records = [
         Sampled(seq, found.line.decode(), proofs.get(seq))
         for _, seq, found in sorted(chosen, key=lambda item: item[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from safeclaw.daemon.evidence.period import Period, stamp
@@ -25,21 +26,23 @@ class Query:
 
     def matches(self, record: Record) -> bool:
         """Whether a record is meant."""
-        period = self.period
+        since, until = self._between
         return (
-            (period.since is None or record.ts >= stamp(period.since))
-            and (period.until is None or record.ts < stamp(period.until))
+            (since is None or record.ts >= since)
+            and (until is None or record.ts < until)
             and self.filter.passes(record)
         )
 
+    @cached_property
+    def _between(self) -> tuple[str | None, str | None]:
+        """The period as records write times: there may be millions to compare."""
+        since, until = self.period.since, self.period.until
+        return stamp(since) if since else None, stamp(until) if until else None
+
     def fields(self) -> dict[str, str]:
         """Return the query as it is written into a manifest."""
-        period = self.period
-        values = {
-            "since": stamp(period.since) if period.since else None,
-            "until": stamp(period.until) if period.until else None,
-        }
-        given = {key: value for key, value in values.items() if value is not None}
+        values = zip(("since", "until"), self._between, strict=True)
+        given = {key: value for key, value in values if value is not None}
         return {**given, **self.filter.fields()}
 
 
@@ -93,28 +96,18 @@ class Pass:
         else:
             self.size, self._root = checkpoint.size, checkpoint.root
 
-    def found(self, wanted: set[int] | None = None, *, prove: int = 0) -> Iterator[Found]:
-        """Yield what matches, oldest first.
-
-        ``prove`` asks for proofs of the first so many matches; ``wanted`` names
-        sequence numbers to prove besides.
+    def found(self, *, prove: int = 0) -> Iterator[Found]:
+        """Yield what matches, oldest first; ``prove`` asks for proofs of the first so many.
 
         Raises:
             JournalError: there is no journal, or a line of it is no record.
         """
         for path, number, line in reader.lines(self._directory):
-            try:
-                record = decode(line)
-                if self._prover is None:
-                    self._begin(record)
-            except RecordError as error:
-                raise JournalError(
-                    f"{path}:{number}: {error.message}", hint="run: safeclaw audit verify"
-                ) from error
+            record = self._decoded(path, number, line)
             self.total += 1
             matches = self._query.matches(record)
-            want = (wanted is not None and record.seq in wanted) or (matches and self.count < prove)
-            self._prove(record.seq, line, want=want)
+            if prove:
+                self._prove(record.seq, line, want=matches and self.count < prove)
             if matches:
                 self.count += 1
                 self.first_seq = record.seq if self.first_seq is None else self.first_seq
@@ -123,10 +116,34 @@ class Pass:
                     self.last_covered = record.seq
                 yield Found(record, line)
 
-    def _begin(self, record: Record) -> None:
-        self.chain = record.chain
-        nodes = opening_frontier(record).nodes if record.seq else []
-        self._prover = Prover(record.seq, nodes)
+    def proved(self, wanted: set[int]) -> list[Proof]:
+        """Return proofs of the records with these sequence numbers, in a pass for that alone.
+
+        Raises:
+            JournalError: as :meth:`found` and :meth:`proofs`.
+        """
+        seq = 0
+        for path, number, line in reader.lines(self._directory):
+            if self._prover is None:
+                seq = self._decoded(path, number, line).seq
+            # what no record is leads to another root
+            self._prove(seq, line, want=seq in wanted)
+            seq += 1
+        return self.proofs()
+
+    def _decoded(self, path: Path, number: int, line: bytes) -> Record:
+        """Return a line's record; the first one says of which chain, and where in it."""
+        try:
+            record = decode(line)
+            if self._prover is None:
+                self.chain = record.chain
+                nodes = opening_frontier(record).nodes if record.seq else []
+                self._prover = Prover(record.seq, nodes)
+        except RecordError as error:
+            raise JournalError(
+                f"{path}:{number}: {error.message}", hint="run: safeclaw audit verify"
+            ) from error
+        return record
 
     def _prove(self, seq: int, line: bytes, *, want: bool) -> None:
         prover = self._prover
@@ -138,7 +155,7 @@ class Pass:
             self._wanted[seq] = leaf
 
     def proofs(self) -> list[Proof]:
-        """Return the proofs that were asked for, after :meth:`found` is exhausted.
+        """Return the proofs that were asked for of :meth:`found`, once it is exhausted.
 
         Records after the latest checkpoint have none.
 
