@@ -40,6 +40,10 @@ _LINK = "file.write.link"
 #: What can be done to a file by any of its names.
 _CHANGES = ("file.write.modify", "file.write.metadata")
 _WRITES = ("file.write.create", "file.write.modify", "file.write.rename", _LINK)
+#: What makes a name lead to another file.
+_REPLACES = ("file.write.create", "file.write.rename", _LINK)
+#: Each session has its own in full isolation (``sandbox.walls``).
+_PRIVATE = ("/tmp", "/var/tmp")
 _REMEMBERED = 4096
 #: Writing there changes the machine, not a file, and for root nothing else would stop it.
 _KERNEL = (
@@ -158,11 +162,34 @@ class CompiledPolicy:
         return reach.names(self.rules)
 
     def executable_roots(self) -> tuple[str, ...]:
-        """Return the path prefixes that programs may be run from."""
+        """Return the path prefixes that programs may be run from.
+
+        The kernel's floor knows files, not names: where the rules let the agent make a program,
+        or put another in its place, the root is a directory that stays.
+        """
         roots = reach.executable_roots(
             self.rules, self.context.workspace, self.context.home, self._found()
         )
-        return reach.outermost((*roots, *self.context.interpreter)) if roots else roots
+        if not roots:
+            return roots
+        # Nobody in the session can replace a mount of its own.
+        mounts = (self.context.workspace, *_PRIVATE)
+        stays = {"/", *mounts}
+        stays.update(
+            place
+            for place in self.view()
+            if not any(place.startswith(f"{mount}/") for mount in mounts)
+        )
+        staying: list[str] = []
+        for root in roots:
+            while root not in stays and self._replaceable(root):
+                root = root[: root.rfind("/")] or "/"
+            staying.append(root)
+        return reach.outermost((*staying, *self.context.interpreter))
+
+    def _replaceable(self, path: str) -> bool:
+        target = FileTarget(path)
+        return any(self.outcome(Attempt(action, target)) is not Effect.DENY for action in _REPLACES)
 
     def names_network(self) -> bool:
         """Return whether some rule could allow a connection to another host."""

@@ -54,7 +54,11 @@ _SECRET_ELSEWHERE = (
     "/etc/{shadow,gshadow,sudoers,sudoers.d/**,ssh/ssh_host_*_key,ssl/private/**}",
     "/{root,home/*}/{.ssh,.gnupg,.aws,.azure,.kube,.docker,.password-store}/**",
 )
-_NO_SECRETS = ("{.,~}/**/{site-packages,dist-packages}/**/*.pem", "{.,~}/**/.env.{example,sample}")
+#: The workspace's before the home's: a rule on the home has the whole of it shown.
+_NO_SECRETS = (
+    "./**/{site-packages,dist-packages}/**/*.pem", "./**/.env.{example,sample}",
+    "~/**/{site-packages,dist-packages}/**/*.pem", "~/**/.env.{example,sample}",
+)  # fmt: skip
 #: Written in the walls, run or obeyed outside: by git, by safeclaw, by a login shell.
 GUARDED = (
     "{.git,.git/{config,config.worktree,commondir},.git/hooks/**,.safeclaw/**}",
@@ -230,13 +234,15 @@ def _guards(taken: Sequence[Observed], place: Place) -> list[str]:
 
 
 def _covered(files: Iterable[Attempt], place: Place, texts: Iterable[str]) -> list[str]:
-    """Return those of ``texts`` that some of ``files`` match."""
-    paths = [attempt.target.path for attempt in files if isinstance(attempt.target, FileTarget)]
+    """Return those of ``texts`` that some of ``files`` match, and none before them."""
+    left = {attempt.target.path for attempt in files if isinstance(attempt.target, FileTarget)}
     found: list[str] = []
     for text in texts:
         globs = path_globs(text, workspace=place.workspace, home=place.home)
-        if any(glob.match(path) for glob in globs for path in paths):
+        matched = {path for path in left if any(glob.match(path) for glob in globs)}
+        if matched:
             found.append(text)
+            left -= matched
     return found
 
 

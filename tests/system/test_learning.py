@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.conftest import Person
+from tests.system.conftest import Person, options_here
 from tests.system.test_examples import prepare
 
 NOTHING = """\
@@ -241,6 +241,25 @@ def test_the_suggestion_for_mini_swe_agent_is_short_and_passes_the_same_run(
     assert again.returncode == 0, again.stderr + text
     assert "denied" not in again.stderr
     assert "Submitted" in again.stdout
+
+
+@pytest.mark.parametrize("isolation", ["full", "landlock"])
+def test_a_program_that_a_run_makes_runs_under_its_suggestion(
+    person: Person, isolation: str
+) -> None:
+    script = (
+        "for name in tool build/tool; do mkdir -p build; cp /usr/bin/true $name; ./$name; done; "
+        "rm -r build tool; mkdir build; cp /usr/bin/true build/tool; build/tool && echo ran"
+    )
+    person.write("nothing.yaml", NOTHING)
+    command = ("--", "sh", "-c", script)
+    observed = person.safeclaw("run", "--observe", "--policy", "nothing.yaml", *command)
+    assert observed.stdout == "ran\n", observed.stderr
+    suggested = person.safeclaw("policy", "suggest").stdout
+    person.write("fitting.yaml", suggested)
+    shutil.rmtree(person.workspace / "build")
+    again = person.safeclaw("run", "--policy", "fitting.yaml", *options_here(isolation), *command)
+    assert (again.stdout, again.stderr) == ("ran\n", ""), suggested
 
 
 def test_several_sessions_of_a_workspace_make_one_suggestion(person: Person) -> None:

@@ -311,6 +311,26 @@ def test_the_reach_of_a_policy() -> None:
     assert policy(ALL_FILES).view() == ("/",)
 
 
+def test_a_program_that_the_agent_may_make_runs_from_a_directory_that_stays() -> None:
+    """The kernel's floor holds the file that was there at the start, and no later one."""
+    made = "action: file.write, path: ['build/**', 'prog', '/tmp/out/**'], effect: allow"
+    for program, root in (
+        ("./prog", "/ws"),
+        ("./build/a/prog *", "/ws"),
+        ("./tools/prog", "/ws/tools/prog"),
+        ("/tmp/out/prog", "/tmp"),
+        ("/opt/tool/prog", "/opt/tool/prog"),
+    ):
+        run = f"action: shell.execute, command: '{program}', effect: allow"
+        assert root in policy(run, made).executable_roots(), program
+    everything = "action: file.write, path: ['**', '/opt/**'], effect: allow"
+    run = "action: shell.execute, command: ['./prog', '/opt/tool/prog'], effect: allow"
+    assert {"/ws", "/opt"} <= {*policy(run, everything).executable_roots()}
+    asked = made.replace("effect: allow", "effect: ask")
+    run = "action: shell.execute, command: ./prog, effect: allow"
+    assert "/ws" in policy(run, asked).executable_roots()
+
+
 def test_actions_take_everything_below_them() -> None:
     compiled = policy(
         "action: file.write.delete, effect: deny",

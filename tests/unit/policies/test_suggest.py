@@ -142,6 +142,10 @@ def test_certificates_of_a_package_are_no_secrets() -> None:
     policy = compiled(read(path))
     assert allows(policy, read(path))
     assert not allows(policy, read("/ws/server.pem"))
+    # a rule on the home would have all of it shown
+    assert "/home/u" not in policy.view()
+    inside = "/home/u/.venv/lib/site-packages/certifi/cacert.pem"
+    assert "/home/u" in compiled(read(path), read(inside)).view()
 
 
 def test_a_temporary_name_stands_for_the_next_one() -> None:
