@@ -174,6 +174,8 @@ class Records(_Request, frozen=True, tag="records"):
     action: str | None = None
     decision: str | None = None
     kind: str | None = None
+    since: str | None = None
+    until: str | None = None
     last: Annotated[int, msgspec.Meta(ge=0, le=LAST_MAX)] | None = None
 
 

@@ -48,6 +48,8 @@ def chosen(journal: Path, uid: int | None, request: control.Records) -> Iterator
         action=request.action,
         session=request.session,
         type=request.kind,
+        since=request.since,
+        until=request.until,
     )
     for path, number, line in reader.lines(journal):
         if mark not in line:

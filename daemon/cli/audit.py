@@ -104,6 +104,16 @@ def filters(command: Callable[..., Any]) -> Callable[..., Any]:
     return adorned
 
 
+def period_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--since`` and ``--until``, words that ``evidence.period`` reads."""
+    until = click.option("--until", metavar="TIME", help="Up to then.")
+    since = click.option(
+        "--since", metavar="TIME",
+        help="From then on, UTC: '30 days', 'quarter', 'yesterday', '2026-03-01'.",
+    )  # fmt: skip
+    return since(until(command))
+
+
 def print_record(record: Record, as_json: bool) -> None:
     """Print one record, for a person or as its line."""
     if as_json:

@@ -12,7 +12,7 @@ from typing import Any
 import click
 import msgspec
 
-from safeclaw.daemon.cli.audit import common, filters
+from safeclaw.daemon.cli.audit import common, filters, period_options
 from safeclaw.daemon.cli.unwinding import unwinding
 from safeclaw.daemon.evidence import period
 from safeclaw.daemon.evidence.export import PROOFS, beside, export, open_output
@@ -26,12 +26,7 @@ from safeclaw.errors import JournalError, UsageError
 
 def query_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say which records are meant."""
-    until = click.option("--until", metavar="TIME", help="Up to then.")
-    since = click.option(
-        "--since", metavar="TIME",
-        help="From then on, UTC: '30 days', 'quarter', 'yesterday', '2026-03-01'.",
-    )  # fmt: skip
-    return since(until(filters(command)))
+    return period_options(filters(command))
 
 
 def query(since: str | None, until: str | None, wanted: Filter = EVERY) -> Query:

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from safeclaw.daemon import client, control
-from safeclaw.daemon.cli.audit import SYSTEM_STATE, common, filters, print_record, readable
+from safeclaw.daemon.cli.audit import (
+    SYSTEM_STATE,
+    common,
+    filters,
+    period_options,
+    print_record,
+    readable,
+)
 from safeclaw.daemon.cli.options import broker_choice
+from safeclaw.daemon.evidence import period
 from safeclaw.daemon.journal import reader
 from safeclaw.daemon.journal.filter import Filter
 from safeclaw.daemon.journal.record import MAX_INT, decode
@@ -29,6 +39,7 @@ def _broker(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
     "shown the records of their own sessions; --broker embedded is one's own broker's journal.",
 )
 @common
+@period_options
 @filters
 @click.option("--last", type=click.IntRange(0, MAX_INT), metavar="N", help="Only the newest N.")
 @click.option(
@@ -44,17 +55,25 @@ def show_command(
     state: Path,
     as_json: bool,
     wanted: Filter,
+    since: str | None,
+    until: str | None,
     last: int | None,
     broker: str,
 ) -> None:
     """Print the records that pass the filters."""
+    meant = period.parse(since, until, datetime.now(UTC))
+    wanted = msgspec.structs.replace(
+        wanted,
+        since=period.stamp(meant.since) if meant.since is not None else None,
+        until=period.stamp(meant.until) if meant.until is not None else None,
+    )
     given = ctx.get_parameter_source("state") is not click.core.ParameterSource.DEFAULT
     if given and broker != "auto":
         raise UsageError("give --state or --broker, not both")
     if last is not None and last > control.LAST_MAX and broker not in ("auto", "embedded"):
         raise UsageError(
             f"--last {last}: a broker shows {control.LAST_MAX} records at most",
-            hint="--session, --agent, --action, --decision and --type choose among them",
+            hint="--since, --session, --agent, --action, --decision and --type choose among them",
         )
     own = client.state_directory(dict(os.environ))
     found = None if given else _connected(broker, own)
@@ -72,6 +91,8 @@ def show_command(
             action=wanted.action,
             decision=wanted.decision,
             kind=wanted.type,
+            since=wanted.since,
+            until=wanted.until,
             last=last,
         )
         end = _print_all(found.records(request), as_json)

@@ -8,13 +8,18 @@ from safeclaw.daemon.journal.record import Record
 
 
 class Filter(msgspec.Struct, frozen=True):
-    """What records have to have; None leaves none out.  An action covers everything below it."""
+    """What records have to have; None leaves none out.  An action covers everything below it.
+
+    ``since`` and, not included, ``until`` are times as records write them.
+    """
 
     agent: str | None = None
     decision: str | None = None
     action: str | None = None
     session: str | None = None
     type: str | None = None
+    since: str | None = None
+    until: str | None = None
 
     def passes(self, record: Record) -> bool:
         """Whether a record is meant."""
@@ -24,6 +29,8 @@ class Filter(msgspec.Struct, frozen=True):
             and (self.agent is None or record.agent == self.agent)
             and (self.session is None or record.session == self.session)
             and (self.type is None or record.type == self.type)
+            and (self.since is None or record.ts >= self.since)
+            and (self.until is None or record.ts < self.until)
             and (
                 self.action is None or action == self.action or action.startswith(self.action + ".")
             )

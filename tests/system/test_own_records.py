@@ -65,6 +65,10 @@ def test_a_user_is_shown_own_sessions_and_root_everybodys(making: Making, person
     assert records == broker.records("--session", own)
     assert shown("--session", theirs) == []
     assert shown("--decision", "allow", "--last", "3") == records_of(broker, own)[-3:]
+    first, after = (str(records[at]["ts"]) for at in (3, 9))
+    assert shown("--since", first, "--until", after) == [
+        one for one in records if first <= str(one["ts"]) < after
+    ]
     # the same request shows root everything, so that it was there to be shown
     everything = broker.safeclaw("audit", "show", "--json").stdout.splitlines()
     assert "secret-of-root" in "".join(everything)

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from safeclaw.daemon.journal import Entry, Journal, RecordType, files
+from safeclaw.daemon.journal import Entry, Journal, RecordType, files, read
+from safeclaw.daemon.journal.filter import Filter
 from safeclaw.errors import JournalError, UsageError
+from tests.journals import DAY, Host
 from tests.unit.daemon.auditing import run
 
 
@@ -52,6 +54,30 @@ def test_show_filters(state: Path) -> None:
     assert lines("--last", "2") == 2
     assert lines("--last", "0") == 0
     assert run("show", "--state", str(state), "--type", "nonsense").exit_code == 2
+    assert lines("--since", "1 hour ago") == 6
+    assert lines("--until", "yesterday") == 0
+
+
+def test_show_takes_the_words_for_times_that_export_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = Host(monkeypatch)
+    with host.open(tmp_path / "journal") as journal:
+        for day in range(4):
+            journal.append(Entry(type=RecordType.KILL, reason=f"day {day}"))
+            host.passes(DAY)
+    times = [str(record.ts) for record in read(tmp_path / "journal", Filter(type="kill"))]
+
+    def reasons(*arguments: str) -> list[str]:
+        result = run("show", "--state", str(tmp_path), "--type", "kill", "--json", *arguments)
+        assert result.exit_code == 0, result.output
+        return [json.loads(line)["reason"] for line in result.stdout.splitlines()]
+
+    assert reasons("--since", times[1], "--until", times[3]) == ["day 1", "day 2"]
+    assert reasons("--since", times[1], "--last", "1") == ["day 3"]
+    assert reasons("--until", times[1]) == ["day 0"]
+    for wrong in (("--since", "soon"), ("--since", times[2], "--until", times[1])):
+        assert isinstance(run("show", "--state", str(tmp_path), *wrong).exception, UsageError)
 
 
 def test_show_as_json_prints_the_lines_of_the_chain(state: Path) -> None:
