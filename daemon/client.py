@@ -20,7 +20,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from safeclaw.daemon import control, protocol
+from safeclaw.daemon import control, places, protocol
 from safeclaw.daemon.channel import Channel, connect, listen, peer_credentials
 from safeclaw.errors import BrokerError, BrokerGoneError, ProtocolError
 
@@ -41,12 +41,8 @@ START = 30.0
 
 
 def state_directory(environment: dict[str, str]) -> Path:
-    """Return where the user's broker keeps its state (XDG Base Directory Specification)."""
-    base = environment.get("XDG_STATE_HOME", "")
-    if not base.startswith("/"):  # relative ones are to be ignored
-        home = environment.get("HOME") or os.path.expanduser("~")
-        base = os.path.join(home, ".local", "state")
-    return Path(base) / "safeclaw"
+    """Return where the user's broker keeps its state."""
+    return places.state(environment) / "safeclaw"
 
 
 def prepare(state: Path) -> None:

@@ -6,12 +6,12 @@ broker ``$XDG_CONFIG_HOME/safeclaw/safeclawd.yaml``.  What it does not know is a
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, cast
 
 import msgspec
 
+from safeclaw.daemon import places
 from safeclaw.daemon.journal.keeping import Keeping
 from safeclaw.daemon.peer import Groups
 from safeclaw.errors import PolicyError, UsageError
@@ -48,9 +48,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def own_place() -> Path:
     """Return where a user's own broker is configured (XDG Base Directory Specification)."""
-    base = os.environ.get("XDG_CONFIG_HOME", "")
-    home = Path(base) if base.startswith("/") else Path.home() / ".config"
-    return home / "safeclaw"
+    return places.config() / "safeclaw"
 
 
 def read(path: Path) -> Settings:

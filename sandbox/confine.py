@@ -42,9 +42,13 @@ class Own(msgspec.Struct, frozen=True):
     @classmethod
     def make(cls) -> Own:
         """Make them, readable by nobody else."""
-        temporary, shared = tempfile.mkdtemp(prefix="safeclaw-", dir="/tmp"), ""
-        with contextlib.suppress(OSError):  # not every container has a /dev/shm
-            shared = tempfile.mkdtemp(prefix="safeclaw-", dir=_SHM.rstrip("/"))
+        persons = os.umask(0o077)  # which may keep even their owner out of directories
+        try:
+            temporary, shared = tempfile.mkdtemp(prefix="safeclaw-", dir="/tmp"), ""
+            with contextlib.suppress(OSError):  # not every container has a /dev/shm
+                shared = tempfile.mkdtemp(prefix="safeclaw-", dir=_SHM.rstrip("/"))
+        finally:
+            os.umask(persons)
         return cls(temporary, shared)
 
     def remove(self) -> None:

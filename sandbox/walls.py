@@ -180,6 +180,7 @@ def _write(path: str, text: str) -> None:
 
 def put_up(steps: tuple[Step, ...], cwd: str) -> None:
     """Build the view and make it the root; as PID 1 of the new namespaces."""
+    persons = os.umask(0o022)  # which may keep even their owner out of directories
     linux.mount("none", "/", None, linux.MS_REC | linux.MS_SLAVE)
     linux.mount("tmpfs", _STAGE, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=755")
     os.mkdir(_STAGE + _OLD)
@@ -202,6 +203,7 @@ def put_up(steps: tuple[Step, ...], cwd: str) -> None:
     linux.pivot_root(".", ".")
     linux.unmount(".")
     os.chdir(cwd)
+    os.umask(persons)
     _loopback()
 
 

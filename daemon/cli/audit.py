@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 import click
 import msgspec
 
+from safeclaw.daemon import places
 from safeclaw.daemon.cli.lazy import LazyGroup
 from safeclaw.daemon.journal import reader
 from safeclaw.daemon.journal.filter import Filter
@@ -37,10 +38,7 @@ def default_state() -> Path:
     """
     if readable(SYSTEM_STATE):
         return SYSTEM_STATE
-    home = os.environ.get("XDG_STATE_HOME", "")
-    # The XDG specification: a relative path is to be ignored.
-    base = Path(home) if home.startswith("/") else Path.home() / ".local" / "state"
-    own = base / "safeclaw"
+    own = places.state() / "safeclaw"
     return SYSTEM_STATE if SYSTEM_STATE.is_dir() and not own.is_dir() else own
 
 

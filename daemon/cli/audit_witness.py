@@ -14,6 +14,7 @@ from typing import Final
 import click
 import msgspec
 
+from safeclaw.daemon import places
 from safeclaw.daemon.cli.audit import common
 from safeclaw.daemon.cli.unwinding import unwinding
 from safeclaw.daemon.journal import keys
@@ -39,9 +40,7 @@ def _directory(_ctx: click.Context, _param: click.Parameter, value: str | None) 
         return Path(value)
     if os.geteuid() == 0 or os.access(SYSTEM_DIRECTORY, os.R_OK | os.X_OK):
         return SYSTEM_DIRECTORY
-    home = os.environ.get("XDG_STATE_HOME", "")
-    base = Path(home) if home.startswith("/") else Path.home() / ".local" / "state"
-    return base / "safeclaw-witness"
+    return places.state() / "safeclaw-witness"
 
 
 _place = click.option(

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 from msgspec.structs import replace
 
+from safeclaw.daemon import places
 from safeclaw.policies import source
 from safeclaw.policies.compiled import CompiledPolicy, compile_policy
 from safeclaw.policies.loader import load
@@ -24,7 +25,7 @@ def compiled_for(ref: str | None, directory: Path) -> tuple[str, CompiledPolicy]
     where = source.context(
         policy,
         workspace=directory,
-        home=Path.home(),
+        home=places.home(),
         read_only=tuple(file for file in files if file and os.path.exists(file)),
         path=os.environ.get("PATH"),
     )

@@ -9,6 +9,7 @@ from typing import Final
 import click
 from msgspec.structs import replace
 
+from safeclaw.daemon import places
 from safeclaw.daemon.cli.judging import canonical, compiled_for, echo_json, started_with
 from safeclaw.daemon.cli.lazy import LazyGroup
 from safeclaw.errors import PolicyError, UsageError
@@ -118,7 +119,7 @@ def show_command(ref: str | None, as_written: bool, as_json: bool) -> int:
         return 0
     policy = load(text, name=name, parents=source.gather(name, text))
     # Without an interpreter's own directory, which differs from run to run.
-    nowhere = Context(workspace=os.path.realpath("."), home=os.path.realpath(Path.home()))
+    nowhere = Context(workspace=os.path.realpath("."), home=os.path.realpath(places.home()))
     rules = compile_policy(policy, nowhere).rules
     if as_json:
         echo_json(replace(policy, rules=rules))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from safeclaw.daemon import client, display, protocol
+from safeclaw.daemon import client, display, places, protocol
 from safeclaw.daemon.channel import Channel
 from safeclaw.daemon.cli.options import USAGE, Options, parse
 from safeclaw.daemon.gate import Gate
@@ -82,18 +82,6 @@ def _credential() -> str:
     return os.environ.get("SAFECLAW_API_KEY", "").strip()
 
 
-def _home() -> Path:
-    """Return $HOME, else what the user database says, else a directory that is not there."""
-    if os.environ.get("HOME"):
-        return Path(os.environ["HOME"])
-    import pwd
-
-    try:
-        return Path(pwd.getpwuid(os.getuid()).pw_dir)
-    except KeyError:
-        return Path("/nonexistent")  # never "/": that would widen "~/**" to everything
-
-
 class _Run:
     """One run, after the broker has been found."""
 
@@ -143,7 +131,7 @@ class _Run:
                 msgspec.structs.replace(one, child=printable(one.child), name=printable(one.name))
                 for one in parents
             ),
-            home=printable(os.path.realpath(_home())),
+            home=printable(os.path.realpath(places.home())),
             credential=credential,
         )
         self._client.hello(hello)
@@ -164,7 +152,7 @@ class _Run:
             context = source.context(
                 policy,
                 workspace=self._workspace,
-                home=_home(),
+                home=places.home(),
                 protected=(*lease.protected, str(self._state), *client.SYSTEM_PLACES),
                 read_only=files,
                 path=os.environ.get("PATH"),

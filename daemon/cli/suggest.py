@@ -12,7 +12,7 @@ from typing import cast
 
 import msgspec
 
-from safeclaw.daemon import launching
+from safeclaw.daemon import launching, places
 from safeclaw.daemon.evidence import period
 from safeclaw.daemon.journal import reader
 from safeclaw.daemon.journal.filter import Filter
@@ -121,7 +121,7 @@ def from_chain(journal: Path, session: str | None, since: str | None) -> Suggest
             f"session {newest.id}: no workspace is recorded",
             hint="it ended before it began; name another: safeclaw policy suggest --session ID",
         )
-    place = Place(os.path.realpath(newest.workspace), os.path.realpath(Path.home()))
+    place = Place(os.path.realpath(newest.workspace), os.path.realpath(places.home()))
     what = f"session {newest.id} ({newest.agent}, {newest.ts[:10]})"
     if len(found) > 1:
         what = f"{len(found)} sessions, the last {what}"
