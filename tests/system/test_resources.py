@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 
-from tests.system.conftest import Person, fields, options_here
+from tests.system.conftest import SLOWNESS, Person, fields, options_here
 
 ISOLATIONS = ("full", "landlock")
 
@@ -118,13 +118,14 @@ def test_the_clock_ends_a_session_and_all_of_it(person: Person, isolation: str) 
 def test_the_clock_does_not_wait_for_a_terminal_that_the_agent_has_stopped(
     person: Person, isolation: str
 ) -> None:
-    person.write("policy.yaml", 'version: "1.0"\nextends: default\nresources: {wall_time: 2s}\n')
+    limit = f"resources: {{wall_time: {2 * SLOWNESS}s}}"
+    person.write("policy.yaml", f'version: "1.0"\nextends: default\n{limit}\n')
     person.write(
         "agent.py",
         "import fcntl, os, termios\n"
         "print('terminal', os.isatty(1), flush=True)\n"
         "fcntl.ioctl(1, termios.TCXONC, termios.TCOOFF)\n"
-        "os.execv('/bin/sleep', ['sleep', '30'])\n",
+        "os.execv('/bin/sleep', ['sleep', 'infinity'])\n",
     )
     command = person.command("run", *options_here(isolation), "--policy", "policy.yaml", "--")
     terminal = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
