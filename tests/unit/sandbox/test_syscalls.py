@@ -7,6 +7,7 @@ two programs.
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Sequence
 from functools import cache
 
@@ -22,7 +23,11 @@ def words(text: str) -> list[str]:
     return text.split()
 
 
-ARCHITECTURES = {"x86_64": seccomp.Arch.X86_64, "aarch64": seccomp.Arch.AARCH64}
+#: A program is made of the names that the machine it is made on has: of those of x86_64, all.
+ARCHITECTURES = {
+    "x86_64": {"x86_64": seccomp.Arch.X86_64, "aarch64": seccomp.Arch.AARCH64},
+    "aarch64": {"aarch64": seccomp.Arch.AARCH64},
+}[os.uname().machine]
 #: linux/seccomp.h
 KILL, ERRNO, NOTIFY, ALLOW = 0x00000000, 0x00050000, 0x7FC00000, 0x7FFF0000
 _ACTION = 0xFFFF0000
