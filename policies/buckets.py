@@ -277,11 +277,13 @@ class _Hosts:
         if not target.names and not target.own:
             plain += self._unresolved
         groups = [[(at, rule, False) for at, rule in sorted(plain, key=_ordinal)]]
-        value = int(address)
-        for version, length in self._masks:
-            if version == address.version:
-                drop = address.max_prefixlen - length
-                groups.append(self._networks.get((version, length, value >> drop << drop), []))
+        groups += self._around(address)
+        for inner in network.translated(address):
+            # SAFETY: a translator takes it there: what is refused has no such spelling
+            groups += [
+                [one for one in group if one[1].effect is not Effect.ALLOW]
+                for group in self._around(inner)
+            ]
         best: int | None = None
         for group in groups:
             for at, rule, named in group:
@@ -293,6 +295,16 @@ class _Hosts:
                     best = at
                     break
         return best
+
+    def _around(self, address: Address) -> list[list[tuple[int, Rule, bool]]]:
+        """Return the rules on each network that an address lies in."""
+        value = int(address)
+        found: list[list[tuple[int, Rule, bool]]] = []
+        for version, length in self._masks:
+            if version == address.version:
+                drop = address.max_prefixlen - length
+                found.append(self._networks.get((version, length, value >> drop << drop), []))
+        return found
 
     def own(self, protocol: str) -> int | None:
         """Return the first rule for what is the agent's own and has no address."""

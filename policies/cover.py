@@ -347,7 +347,7 @@ def _differ(one: tuple[Part, ...], other: tuple[Part, ...]) -> bool:
 
 def _peers_disjoint(one: Peer, other: Peer, *, denied: bool) -> bool:
     a, b = one.host.network, other.host.network
-    if a is not None and b is not None and not (_subnet(a, b) or _subnet(b, a)):
+    if a is not None and b is not None and not _meet(a, b):
         return True
     # Names are looked up without a port: only a denial of some ports leaves them out.
     if not denied:
@@ -359,3 +359,10 @@ def _peers_disjoint(one: Peer, other: Peer, *, denied: bool) -> bool:
         and other.port is not None
         and (one.port.high < other.port.low or other.port.high < one.port.low)
     )
+
+
+def _meet(one: network.Network, other: network.Network) -> bool:
+    """Whether an address lies in both, or in one and as what it is translated to in the other."""
+    if one.version != other.version:
+        return network.may_translate(one) or network.may_translate(other)
+    return _subnet(one, other) or _subnet(other, one)

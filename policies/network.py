@@ -19,12 +19,15 @@ _NAME = re.compile(
 )
 _PORT = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?")
 
-# What is not "out there": a rule reaches these only by naming them.
+# What is not "out there": a rule reaches these only by naming them.  The single addresses are
+# those at which clouds have their metadata services besides 169.254.169.254: Alibaba's, Azure's
+# and Oracle's, Amazon's and Google's over IPv6.
 SPECIAL: tuple[Network, ...] = tuple(
     ipaddress.ip_network(text)
     for text in (
         "0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4",
-        "::/96", "fe80::/10", "fd00:ec2::254/128", "ff00::/8",
+        "100.100.100.200/32", "168.63.129.16/32", "192.0.0.192/32",
+        "::/96", "fe80::/10", "ff00::/8", "fd00:ec2::254/128", "fd20:ce::254/128",
     )
 )  # fmt: skip
 
@@ -32,13 +35,16 @@ SPECIAL: tuple[Network, ...] = tuple(
 PRIVATE: tuple[Network, ...] = tuple(
     ipaddress.ip_network(text)
     for text in (
-        "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7", "fec0::/10",
+        "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10",
+        "fc00::/7", "fec0::/10", "64:ff9b:1::/48",
     )
 )  # fmt: skip
 
 #: The host of a rule that means the loopback of the agent's own network namespace.
 OWN_LOOPBACK = "own-loopback"
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+#: Where :func:`translated` finds an IPv4 address: 6to4, NAT64, Teredo.
+_TRANSLATED = (ipaddress.IPv6Network("2002::/16"), _NAT64, ipaddress.IPv6Network("2001::/32"))
 
 
 class Host(msgspec.Struct, frozen=True):
@@ -117,14 +123,30 @@ def is_private(where: Address) -> bool:
     return is_special(where) or any(one in network for one in _all_of(where) for network in PRIVATE)
 
 
-def _all_of(where: Address) -> tuple[Address, ...]:
-    """Return the address and the IPv4 address that a translator would make of it."""
+def translated(where: Address) -> tuple[Address, ...]:
+    """Return the IPv4 address that a translator or a tunnel makes of an IPv6 one, if any.
+
+    6to4 (RFC 3056), NAT64's well-known prefix (RFC 6052), Teredo's client (RFC 4380).
+    """
     if isinstance(where, ipaddress.IPv6Address):
         if where.sixtofour is not None:
-            return (where, where.sixtofour)
+            return (where.sixtofour,)
         if where in _NAT64:
-            return (where, ipaddress.IPv4Address(int(where) & 0xFFFFFFFF))
-    return (where,)
+            return (ipaddress.IPv4Address(int(where) & 0xFFFFFFFF),)
+        if where.teredo is not None:
+            return (where.teredo[1],)
+    return ()
+
+
+def may_translate(network: Network) -> bool:
+    """Return whether some address of a network is one that :func:`translated` knows."""
+    return any(
+        isinstance(network, ipaddress.IPv6Network) and network.overlaps(one) for one in _TRANSLATED
+    )
+
+
+def _all_of(where: Address) -> tuple[Address, ...]:
+    return (where, *translated(where))
 
 
 def within_special(network: Network) -> bool:

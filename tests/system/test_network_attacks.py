@@ -198,6 +198,7 @@ options = {
     "device for unicast": (0, 50, (1).to_bytes(4, "big")),
     "device for unicast 6": (41, 76, (1).to_bytes(4, "big")),
     "packet info 6": (41, 50, bytes(16) + (1).to_bytes(4, "little")),
+    "flow label": (41, 32, bytes(32)),
     "mark": (1, 36, (1).to_bytes(4, "little")),
     "transparent": (0, 19, (1).to_bytes(4, "little")),
     "group": (0, 35, socket.inet_aton("224.0.0.251") + socket.inet_aton("0.0.0.0")),
@@ -226,8 +227,8 @@ def test_a_socket_of_the_hosts_network_cannot_be_turned_to_more(
     assert said == {
         "source route": "EPERM", "device": "EPERM", "device index": "EPERM", "mark": "EPERM",
         "device for unicast": "EPERM", "device for unicast 6": "EPERM", "packet info 6": "EPERM",
-        "transparent": "EPERM", "group": "EPERM", "repair": "EPERM", "reconnect": "EACCES",
-        "listen": "EACCES", "bind": "EACCES", "fast open": "ENOTSUP",
+        "flow label": "EPERM", "transparent": "EPERM", "group": "EPERM", "repair": "EPERM",
+        "reconnect": "EACCES", "listen": "EACCES", "bind": "EACCES", "fast open": "ENOTSUP",
     }  # fmt: skip
     assert f"tcp {EVIL}:80" not in outside.seen()
 

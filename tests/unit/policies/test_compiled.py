@@ -248,11 +248,26 @@ def test_loopback_and_metadata_addresses_must_be_named() -> None:
     wide = policy("action: network.connect, host: ['*', 0.0.0.0/0], effect: allow")
     for address in ("127.0.0.1", "169.254.169.254", "0.0.0.0", "::1", "fe80::1", "::ffff:7f00:1"):
         assert connect(wide, address) == "deny"
+    for cloud in ("100.100.100.200", "168.63.129.16", "fd20:ce::254", "64:ff9b::100.100.100.200"):
+        assert connect(wide, cloud) == "deny"
     assert connect(wide, "192.0.2.1") == "allow"
     named = policy("action: network.connect, host: [localhost, 169.254.169.254], effect: allow")
     for address in ("127.0.0.1", "169.254.169.254", "::1"):
         assert connect(named, address) == "allow"
     assert connect(named, "169.254.169.253") == "deny"
+
+
+def test_what_is_refused_has_no_translated_spelling() -> None:
+    compiled = policy(
+        "action: network.connect, host: 192.0.2.66, effect: deny",
+        "action: network.connect, host: ['*', '::/0'], effect: allow",
+    )
+    # NAT64, 6to4, and Teredo with its client's address inverted
+    for address in ("64:ff9b::192.0.2.66", "2002:c000:242::1", "2001:0:102:304::3fff:fdbd"):
+        assert connect(compiled, address) == "deny"
+    assert connect(compiled, "64:ff9b::192.0.2.67") == "allow"
+    allowed = policy("action: network.connect, host: 192.0.2.66, effect: allow")
+    assert connect(allowed, "64:ff9b::192.0.2.66") == "deny"
 
 
 def test_names_match_what_they_resolve_to_but_never_this_host() -> None:

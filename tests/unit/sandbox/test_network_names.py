@@ -31,6 +31,7 @@ def test_an_answer_that_leads_inside_binds_nothing() -> None:
         "127.0.0.1", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1",
         "0.0.0.0", "::1", "::", "fe80::1", "fd00::1", "::ffff:127.0.0.1", "::127.0.0.1",
         "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "fd00:ec2::254", "224.0.0.1", "ff02::1",
+        "168.63.129.16", "64:ff9b:1::a9fe:a9fe", "2001:0:102:304::5601:5601",
     )  # fmt: skip
     names.bind("rebind.example", Answer((*inside, "2001:db8::1"), 300))
     assert {where: names.of(where) for where in inside} == dict.fromkeys(inside, ())
