@@ -1,7 +1,7 @@
 """Messages: sendto, sendmsg and sendmmsg, carried out by the supervisor.
 
 The name, the vectors and the control data of a message are copied once, before
-anything is judged; its data once, just before it is sent.  Nothing blocks in
+anything of it is judged; its data once, just before it is sent.  Nothing blocks in
 the main loop: a send that would is finished in a thread, as the caller would
 wait for it.
 """
@@ -13,6 +13,7 @@ import errno
 import os
 import select
 import socket
+from collections.abc import Callable
 
 from safeclaw.policies.model import Attempt, SocketTarget
 from safeclaw.sandbox import linux, outside
@@ -51,23 +52,29 @@ _libc = ctypes.CDLL(None)
 
 
 class _Sending:
-    """One call under way: what is sent, and how far.  Owns its duplicate of the socket."""
+    """One call under way: what is sent, and how far.  Owns its duplicate of the socket.
+
+    ``read`` copies a message, by its place among ``count``: as the kernel does, each when its turn
+    comes.  The headers of a whole call can be 200 MB here, and many calls may wait.
+    """
 
     def __init__(
         self,
         network: Network,
         note: Notification,
-        messages: list[Message],
+        read: Callable[[int], Message],
         flags: int,
         *,
-        many: bool,
+        count: int | None,
     ) -> None:
         self._network = network
         self._note = note
-        self._messages = messages
+        self._read = read
         self._flags = flags
-        self._many = many
+        self._many = count is not None
+        self._count = 1 if count is None else count
         self._done = 0
+        self._message: Message | None = None
         # Of the message under way: the name as judged (None before), and what has left.
         self._name: bytes | None = None
         self._sent = 0
@@ -107,9 +114,10 @@ class _Sending:
             self._pinned = None
 
     def _run(self, *, wait: bool) -> int:
-        while self._done < len(self._messages):
-            message = self._messages[self._done]
+        while self._done < self._count:
             try:
+                message = self._message or self._read(self._done)
+                self._message = message
                 sent = self._one(message, wait=wait)
                 if message.report:
                     linux.write_memory(self._note.pid, message.report, sent.to_bytes(4, "little"))
@@ -120,6 +128,7 @@ class _Sending:
             if not self._many:
                 return sent
             self._done += 1
+            self._message = None
         return self._done
 
     def _one(self, message: Message, *, wait: bool) -> int:
@@ -257,32 +266,31 @@ class Messages:
         if not 0 <= length <= SOCKADDR_MAX:
             raise error(errno.EINVAL)
         name = read_exact(note.pid, note.args[4], length)
-        vector = (note.args[1], min(note.args[2], TRANSFER_MAX))
-        return self._send(note, [Message(name, (vector,), b"")], note.int_arg(3))
+        message = Message(name, ((note.args[1], min(note.args[2], TRANSFER_MAX)),), b"")
+        return self._send(note, lambda _: message, note.int_arg(3))
 
     def send_msg(self, note: Notification) -> int | None:
         """Answer sendmsg(2)."""
-        return self._send(note, [read_header(note.pid, note.args[1])], note.int_arg(2))
+        return self._send(note, lambda _: read_header(note.pid, note.args[1]), note.int_arg(2))
 
     def send_mmsg(self, note: Notification) -> int | None:
         """Answer sendmmsg(2): every address is judged, and the first refused ends the call."""
+
+        def read(index: int) -> Message:
+            return read_header(note.pid, note.args[1] + index * 64, report=True)
+
         count = min(note.args[2] & 0xFFFFFFFF, IOV_MAX)
-        found = list[Message]()
-        for index in range(count):
-            try:
-                found.append(read_header(note.pid, note.args[1] + index * 64, report=True))
-            except OSError:
-                if not found:
-                    raise
-                break
-        if not found:
-            return 0
-        return self._send(note, found, note.int_arg(3), many=True)
+        return self._send(note, read, note.int_arg(3), count=count)
 
     def _send(
-        self, note: Notification, messages: list[Message], flags: int, *, many: bool = False
+        self,
+        note: Notification,
+        read: Callable[[int], Message],
+        flags: int,
+        *,
+        count: int | None = None,
     ) -> int | None:
-        return _Sending(self._network, note, messages, flags, many=many).begin()
+        return _Sending(self._network, note, read, flags, count=count).begin()
 
     def handlers(self) -> dict[str, Handler]:
         """Return the handlers by the names of their calls."""

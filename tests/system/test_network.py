@@ -289,3 +289,27 @@ def test_an_odd_address_is_answered_as_outside(person: Person) -> None:
         cwd=person.workspace, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert json.loads(done.stdout) == json.loads(bare.stdout)
+
+
+#: The second message's only vector lies where the first one's length is written.
+ONE_BY_ONE = """
+import ctypes, socket, struct
+data = ctypes.create_string_buffer(b"abcdefgh")
+at = ctypes.addressof(data)
+first = struct.pack("=QQ", at, 5)
+vector = ctypes.create_string_buffer(first, 16)
+messages = ctypes.create_string_buffer(128)
+base = ctypes.addressof(messages)
+messages[0:128] = (
+    struct.pack("=QQQQQQQQ", 0, 0, ctypes.addressof(vector), 1, 0, 0, at, 0)
+    + struct.pack("=QQQQQQQQ", 0, 0, base + 48, 1, 0, 0, 0, 0)
+)
+here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+there.settimeout(20)
+print(ctypes.CDLL(None).sendmmsg(here.fileno(), messages, 2, 0), there.recv(9), there.recv(9))
+"""
+
+
+def test_the_messages_of_one_call_are_read_each_in_its_turn(person: Person) -> None:
+    done = run(person, (), ONE_BY_ONE)
+    assert done.stdout == "2 b'abcde' b'abcde'\n", done.stderr
