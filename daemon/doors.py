@@ -103,7 +103,12 @@ class Doors:
             # Who can open no session has nothing long to say.
             opens = Role.RUN in self._access.roles(peer)
             longest = _LONGEST if opens else control.MESSAGE_MAX
-            session = Session(Channel(sock, message_max=longest), peer)
+            try:
+                session = Session(Channel(sock, message_max=longest), peer)
+            except OSError:
+                # SAFETY: no descriptor was left for its process: it could not be killed.
+                sock.close()
+                continue
             self._sessions[sock.fileno()] = session
             self._selector.register(sock, selectors.EVENT_READ, session)
 

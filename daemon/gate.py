@@ -263,6 +263,19 @@ class Gate:
         """Whether the policy itself allows it: no record, and whatever observing lets through."""
         return self.lost is None and self._judge.permits(attempt)
 
+    def stands(self) -> bool:
+        """Whether the lease holds; it is renewed for this, at most the grace time long."""
+        line = self._line
+        while True:
+            with line.sending:
+                now = time.monotonic_ns()
+                if now < line.renew_at or line.renew(now):
+                    return True
+                if line.killed is not None or not line.suspended:
+                    return False
+            if not line.await_resumed():
+                return False
+
     def variables(self, environment: Sequence[bytes]) -> tuple[str, ...]:
         """Return the names for which the policy has no program started with this environment."""
         return self._judge.variables(environment)

@@ -65,18 +65,20 @@ def peer_of(sock: socket.socket) -> Peer:
 
 
 def process_of(sock: socket.socket, peer: Peer) -> int | None:
-    """Return a pidfd of who connected; None where it has gone.
+    """Return a pidfd of who connected; None where it has gone.  OSError: no descriptor is left.
 
     Before Linux 6.5 it is of who has the number now, if that is a process of the same user.
     """
     try:
         return sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
     except OSError as problem:
+        _require_descriptor(problem)
         if problem.errno != errno.ENOPROTOOPT:
             return None
     try:
         process = os.pidfd_open(peer.pid)
-    except OSError:
+    except OSError as problem:
+        _require_descriptor(problem)
         return None
     # SAFETY: the descriptor stays this process's; only then is it asked whose process it is, so
     # that nobody can have somebody else's killed by leaving their number to it.
@@ -84,6 +86,12 @@ def process_of(sock: socket.socket, peer: Peer) -> int | None:
         return process
     os.close(process)
     return None
+
+
+def _require_descriptor(problem: OSError) -> None:
+    """Raise a problem that says nothing of the process."""
+    if problem.errno in (errno.EMFILE, errno.ENFILE):
+        raise problem
 
 
 def _real_uid(pid: int) -> int | None:

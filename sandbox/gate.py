@@ -45,6 +45,13 @@ class Gate(Protocol):
         """Decide without a record: for the second half of a two-sided attempt."""
         ...
 
+    def stands(self) -> bool:
+        """Whether anything may be allowed now, so that what was decided before still holds.
+
+        It waits for a broker that is away, as ``judge`` does.
+        """
+        ...
+
     def variables(self, environment: Sequence[bytes]) -> tuple[str, ...]:
         """Return the names for which the policy has no program started with this environment."""
         ...

@@ -39,6 +39,9 @@ _LIFETIME_MIN, _LIFETIME_MAX = 60, 3600
 _NAMES_MAX, _BOUND_MAX, _PER_ADDRESS_MAX = 4096, 8192, 16
 _ANSWER_SECONDS = 5.0
 _AT_ONCE_MAX = 32
+_NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
+#: How often a descriptor is looked for while there is none, in seconds.
+_PAUSE = 0.1
 _PACKET_MAX = 65535
 _RTM_NEWADDR, _NLMSG_ERROR = 20, 2
 _NLM_F_REQUEST_ACK_CREATE = 0x1 | 0x4 | 0x400
@@ -212,9 +215,12 @@ class NameServer:
         self._judged: dict[str, _Judged] = {}
         self._judging = threading.Lock()
         self._free = threading.BoundedSemaphore(_AT_ONCE_MAX)
+        #: Given up to take a connection for which no other descriptor is left.
+        self._spare = -1
 
     def start(self) -> None:
         """Serve, in threads of its own, until the process ends."""
+        self._spare = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         threading.Thread(target=self._serve, name="resolver", daemon=True).start()
 
     def _serve(self) -> None:
@@ -231,8 +237,23 @@ class NameServer:
                 try:
                     work = self._take(sock)
                     threading.Thread(target=self._work, args=(work,), daemon=True).start()
-                except (OSError, RuntimeError):  # no thread is to be had: the asker asks again
+                except (OSError, RuntimeError) as problem:  # no thread: the asker asks again
                     self._free.release()
+                    if isinstance(problem, OSError) and problem.errno in _NO_DESCRIPTOR:
+                        self._turn_away(sock)
+
+    def _turn_away(self, listener: socket.socket) -> None:
+        """Close a connection that there is no descriptor for; left waiting, it would be polled."""
+        os.close(self._spare)
+        with contextlib.suppress(OSError):
+            listener.accept()[0].close()
+        while True:
+            try:
+                self._spare = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:  # another thread was faster: until one is given back
+                time.sleep(_PAUSE)
+            else:
+                return
 
     def _work(self, work: Callable[[], None]) -> None:
         try:
@@ -296,7 +317,8 @@ class NameServer:
     def _allowed(self, name: str) -> bool:
         """Whether a name may be asked for: judged and recorded once for its least lifetime.
 
-        SAFETY: what was decided holds only for as long as the policy says the same.
+        SAFETY: what was decided holds only for as long as the policy says the same, and while
+        there is a broker.
         """
         attempt = Attempt("network.resolve", NameTarget(name))
         with self._judging:
@@ -311,7 +333,8 @@ class NameServer:
                 known.allowed = verdict.decision is Decision.ALLOW
                 known.said = said
                 known.until = time.monotonic() + _LIFETIME_MIN
-            return known.allowed
+                return known.allowed
+        return known.allowed and self._gate.stands()
 
 
 def _ask_datagram(server: str, query: bytes) -> bytes:

@@ -15,10 +15,11 @@ from safeclaw.policies.compiled import CompiledPolicy, Context, compile_policy
 from safeclaw.policies.document import Policy
 from safeclaw.policies.loader import load
 from safeclaw.policies.model import Decision
-from safeclaw.sandbox import dns
+from safeclaw.sandbox import dns, names
 from safeclaw.sandbox.hosts import Hosts
 from safeclaw.sandbox.names import Names, NameServer
-from tests.brokers_end import Setting
+from tests.brokers_end import Setting, wait_until
+from tests.descriptors import no_descriptor_left
 
 WIDE = b"""
 version: "1.0"
@@ -38,11 +39,11 @@ def _setting() -> Iterator[Setting]:
 class Policies:
     """A gate whose policy the test replaces."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting, grace: float = 5.0) -> None:
         self._far = setting.far
         self._adopted = threading.Semaphore(0)
         self._far.on_adopted = self._adopted.release
-        self.gate = setting.gate(adopt=self._adopt)
+        self.gate = setting.gate(adopt=self._adopt, grace=grace)
         self.gate.started({})
 
     @staticmethod
@@ -72,6 +73,22 @@ def test_a_name_is_judged_anew_under_another_policy(setting: Setting) -> None:
     assert len(setting.far.decisions()) == 4
 
 
+def test_a_name_that_was_looked_up_is_not_looked_up_without_a_broker(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(names, "_LIFETIME_MIN", 3600)
+    server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    server.bind(("127.77.77.77", 0))
+    policies = Policies(setting, grace=0.1)
+    NameServer([server], Names(), policies.gate, 1).start()
+    policies.replace(WIDE)
+    assert _ask(server) == dns.SERVFAIL
+    setting.far.grants = False
+    # until the lease has lapsed, which is still to come
+    wait_until(lambda: _ask(server) == dns.NXDOMAIN)
+    assert setting.lost
+
+
 def test_the_names_of_a_hosts_file_are_judged_anew_under_another_policy(setting: Setting) -> None:
     policies = Policies(setting)
     policies.replace(WIDE)
@@ -84,6 +101,18 @@ def test_the_names_of_a_hosts_file_are_judged_anew_under_another_policy(setting:
     assert policies.gate.end("done", 0)
     said = [one.decision for one in setting.far.decisions()]
     assert said == [Decision.ALLOW, Decision.DENY, Decision.ALLOW]
+
+
+def test_a_connection_that_there_is_no_descriptor_for_is_closed(setting: Setting) -> None:
+    gate = setting.gate()
+    gate.started({})
+    server = socket.create_server(("127.0.0.1", 0))
+    with socket.socket() as asker:
+        asker.settimeout(20)
+        NameServer([server], Names(), gate, 1).start()
+        with no_descriptor_left():
+            asker.connect(server.getsockname())
+            assert asker.recv(1) == b""
 
 
 def _ask(server: socket.socket) -> int:

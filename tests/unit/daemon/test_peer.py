@@ -12,6 +12,7 @@ import pytest
 
 from safeclaw.daemon import peer
 from safeclaw.daemon.peer import Access, Groups, Peer, Role
+from tests.descriptors import no_descriptor_left
 
 #: No option of a socket: as SO_PEERPIDFD before Linux 6.5.
 UNKNOWN = 9999
@@ -38,6 +39,17 @@ def test_the_process_that_connected_is_held(
         assert not os.get_inheritable(process)
     finally:
         os.close(process)
+
+
+@pytest.mark.parametrize("old_kernel", [False, True])
+def test_a_process_that_cannot_be_held_is_not_taken_for_gone(
+    pair: socket.socket, monkeypatch: pytest.MonkeyPatch, old_kernel: bool
+) -> None:
+    if old_kernel:
+        monkeypatch.setattr(peer, "_SO_PEERPIDFD", UNKNOWN)
+    said = peer.peer_of(pair)
+    with no_descriptor_left(), pytest.raises(OSError, match="Too many open files"):
+        peer.process_of(pair, said)
 
 
 def test_without_the_option_a_number_that_is_anothers_now_is_not_held(
