@@ -114,6 +114,8 @@ def _rename(note: Notification) -> int:
                 require_read(note, there)
             try:
                 judge(note, "file.write.rename", here, there)
+                if flags & linux.RENAME_EXCHANGE:
+                    judge(note, "file.write.rename", there, here)
             except OSError:
                 # what the kernel says first, and mv(1) then copies
                 if os.fstat(source.fd).st_dev != os.fstat(target.fd).st_dev:
