@@ -110,6 +110,13 @@ IPPROTO_MPTCP = 262
 _PRIVILEGED_PROTOCOLS = tuple((number, errno.EPERM) for number in (1, 58, 255))
 #: SCTP, UDP-Lite, DCCP and L2TP, which no rule could name: as on a kernel without them.
 _UNKNOWN_PROTOCOLS = tuple((number, errno.EPROTONOSUPPORT) for number in (132, 136, 33, 115))
+#: Those for which the first program has an errno of their own.
+_REFUSED_PROTOCOLS = (
+    IPPROTO_MPTCP,
+    *(number for number, _ in (*_PRIVILEGED_PROTOCOLS, *_UNKNOWN_PROTOCOLS)),
+)
+#: TCP and UDP.
+_PROTOCOLS = (6, 17)
 _PRIO_PGRP, _PRIO_USER = 1, 2
 _IOPRIO_WHO_PGRP, _IOPRIO_WHO_USER = 2, 3
 #: Socket options by level that send packets another way than to the address that was judged:
@@ -297,6 +304,16 @@ def allow_list(*, confined: bool = False, arch: int = seccomp.Arch.NATIVE) -> by
     program.add_rule(seccomp.ALLOW, "sendto", seccomp.Arg(4, seccomp.EQ, 0))
     program.add_rule(seccomp.NOTIFY, "sendto", seccomp.Arg(4, seccomp.NE, 0))
     # a socket lives in the agent's own namespace, and reaches nothing until it is used
-    for family in (AF_UNIX, AF_NETLINK, AF_INET, AF_INET6):
+    for family in (AF_UNIX, AF_NETLINK):
         program.add_rule(seccomp.ALLOW, "socket", seccomp.Arg(0, seccomp.MASKED_EQ, _LOW32, family))
+    # SAFETY: a rule names tcp or udp, and Landlock knows TCP alone: what else a kernel offers (SMC,
+    # QUIC) would be judged as what it is not.
+    for family in (AF_INET, AF_INET6):
+        for protocol in (0, *_PROTOCOLS, *_REFUSED_PROTOCOLS):
+            program.add_rule(
+                seccomp.ALLOW,
+                "socket",
+                seccomp.Arg(0, seccomp.MASKED_EQ, _LOW32, family),
+                seccomp.Arg(2, seccomp.MASKED_EQ, _LOW32, protocol),
+            )
     return _export(program)

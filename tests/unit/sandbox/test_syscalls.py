@@ -176,6 +176,22 @@ def test_raw_packets_and_multipath_are_refused(arch: str) -> None:
     assert answer(arch, "socket", (16, 3, 0)) == ALLOW
 
 
+@pytest.mark.parametrize("family", [2, 10])
+@pytest.mark.parametrize("kind", [1, 2])
+def test_internet_sockets_are_of_no_protocol_that_is_not_known(
+    arch: str, family: int, kind: int
+) -> None:
+    free = {
+        protocol
+        for protocol in (*range(512), 6 | 1 << 31, 1 << 31)
+        if answer(arch, "socket", (family, kind, protocol)) == ALLOW
+    }
+    assert free == {0, 6, 17}
+    # the kernel takes an int: what is above it changes nothing
+    assert answer(arch, "socket", (family, kind, 256 | 1 << 32)) & _ACTION == ERRNO
+    assert answer(arch, "socket", (family, 1, 262)) == ERRNO | errno.EPROTONOSUPPORT
+
+
 def test_dangerous_arguments_are_refused_and_the_same_calls_are_not(arch: str) -> None:
     for call, arguments in (
         ("ioctl", (0, 0x5412)),
