@@ -12,6 +12,7 @@ from safeclaw.policies import command, fields
 from safeclaw.policies.document import Effect
 from safeclaw.policies.explain import parse_target
 from safeclaw.policies.glob import GlobError
+from safeclaw.policies.loader import check_action
 from safeclaw.policies.model import Attempt, ProgramTarget
 from safeclaw.policies.yamltext import Mapping, Node, Problems, Scalar, Sequence, parse
 
@@ -93,6 +94,11 @@ def _case(node: Mapping, workspace: str, problems: Problems) -> Case | None:
     action = fields.text(keys.get("action"), problems)
     expect = _expected(keys.get("expect"), problems)
     if not action or expect is None:
+        return None
+    try:
+        check_action(action)
+    except GlobError as error:
+        problems.add(keys["action"].place, f"action: {error}")
         return None
     try:
         target = parse_target(action, _words(keys.get("target"), action, problems), workspace)

@@ -204,7 +204,7 @@ def _rules(
 def _rule(node: Mapping, title: str, ordinal: int, problems: Problems, patterns: Patterns) -> Rule:
     known = ("id", *RULE_KEYS) if title == RUNTIME_NAME else RULE_KEYS
     found = fields.keys(node, known, "a rule", problems)
-    actions = _texts(found, "action", _check_action, problems)
+    actions = _texts(found, "action", check_action, problems)
     if "action" not in found:
         problems.add(node.place, "the rule has no 'action'")
     _check_conditions(actions, node, found, problems)
@@ -243,7 +243,8 @@ def _texts(
     return tuple(values)
 
 
-def _check_action(text: str) -> None:
+def check_action(text: str) -> None:
+    """Raise GlobError for what no rule can say as its action."""
     if not ACTION.fullmatch(text):
         raise glob.GlobError(f"'{text}' is no action; an action reads like file.read, or \"*\"")
     bare = text.removesuffix(".*")
@@ -347,5 +348,5 @@ def _pseudonymise(node: Node | None, problems: Problems, patterns: Patterns) -> 
         problems.add(node.place, "pseudonymise is empty; write path: [...] or action: [...]")
     return Pseudonymise(
         paths=_texts(found, "path", patterns.path, problems),
-        actions=_texts(found, "action", _check_action, problems),
+        actions=_texts(found, "action", check_action, problems),
     )

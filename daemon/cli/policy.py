@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +17,8 @@ from safeclaw.errors import PolicyError, UsageError
 from safeclaw.policies import explain as words
 from safeclaw.policies import render, source
 from safeclaw.policies.compiled import Context, compile_policy
-from safeclaw.policies.loader import load
+from safeclaw.policies.glob import GlobError
+from safeclaw.policies.loader import check_action, load
 from safeclaw.policies.model import Attempt, ProgramTarget
 
 #: Subcommands that live elsewhere, and are imported when they are named.
@@ -74,6 +76,10 @@ def explain_command(
     directory = Path(os.path.realpath(workspace))
     if not directory.is_dir():
         raise UsageError(f"{workspace}: no such directory", hint="look for a slip in the path")
+    try:
+        check_action(action)
+    except GlobError as error:
+        raise UsageError(str(error), hint="such as file.read, shell.execute") from None
     name, compiled = compiled_for(ref, directory)
     meant = canonical(words.parse_target(action, list(target), str(directory)))
     variables = dict(_variable(text) for text in given)
@@ -156,9 +162,10 @@ def suggest_command(
     """Print a policy; on stderr, what a person must look at."""
     from safeclaw.daemon.cli import suggest
     from safeclaw.daemon.cli.audit import default_state
+    from safeclaw.daemon.evidence import period
 
     directory = Path(state) if state is not None else default_state()
-    after = None if since is None else suggest.moment(since)
+    after = None if since is None else period.stamp(period.moment(since, datetime.now(UTC)))
     found = suggest.from_chain(directory / "journal", session, after)
     if as_json:
         echo_json(found)
@@ -194,14 +201,15 @@ def diff_command(
     as_json: bool,
 ) -> int:
     """Print the difference in meaning."""
-    from safeclaw.daemon.cli import difference, suggest
+    from safeclaw.daemon.cli import difference
     from safeclaw.daemon.cli.audit import default_state
+    from safeclaw.daemon.evidence import period
 
     directory = Path(state) if state is not None else default_state()
     before, after = difference.find(old, directory), difference.find(new, directory)
     replayed = None
     if since is not None or agent is not None or state is not None:
-        start = "" if since is None else suggest.moment(since)
+        start = "" if since is None else period.stamp(period.moment(since, datetime.now(UTC)))
         replayed = difference.replay(directory / "journal", before, after, start, agent)
     found = difference.difference(before, after, replayed)
     if as_json:

@@ -58,6 +58,7 @@ def _ignored() -> tuple[int, ...]:
 def _workspace(options: Options) -> Path:
     given = options.workspace or Path(".")
     try:
+        os.close(os.open(given, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
         return given.resolve(strict=True)
     except OSError as problem:
         raise UsageError(

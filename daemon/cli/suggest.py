@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import cast
 
 import msgspec
 
 from safeclaw.daemon import launching, places
-from safeclaw.daemon.evidence import period
 from safeclaw.daemon.journal import reader
 from safeclaw.daemon.journal.filter import Filter
 from safeclaw.daemon.journal.record import Record, RecordType
@@ -23,14 +20,10 @@ from safeclaw.policies import source
 from safeclaw.policies.compiled import Context
 from safeclaw.policies.document import Policy
 from safeclaw.policies.generalise import Place
-from safeclaw.policies.model import Attempt, printable
+from safeclaw.policies.model import Attempt
 from safeclaw.policies.observed import Observed, plain, target_of
 from safeclaw.policies.suggest import Source, Suggestion, suggest
 from safeclaw.sandbox.session import resolve_command
-
-#: Short forms, besides the words that every other command takes.
-_AGO = re.compile(r"([0-9]{1,5}) ?(s|m|h|d|w)(?:(?<=s)ecs?|(?<=m)ins?|(?<=h)rs?)?(?: ago)?")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 @dataclass
@@ -44,21 +37,6 @@ class Recorded:
     command: tuple[str, ...]
     seen: dict[tuple[str, bytes], int] = field(default_factory=dict[tuple[str, bytes], int])
     refused: int = 0
-
-
-def moment(text: str) -> str:
-    """Return a time as records have it: ``30d``, or what ``audit --since`` takes.  UsageError."""
-    ago = _AGO.fullmatch(text.strip().lower())
-    try:
-        if ago is not None:
-            found = datetime.now(UTC) - timedelta(seconds=int(ago[1]) * _SECONDS[ago[2]])
-        else:
-            found = period.moment(text, datetime.now(UTC))
-        return period.stamp(found)
-    except (UsageError, ValueError, OverflowError):
-        raise UsageError(
-            f"'{printable(text)}' is no time", hint="write 30m, '2 hours', 7d or 2026-01-31T12:00"
-        ) from None
 
 
 def sessions(journal: Path, session: str | None, since: str | None) -> list[Recorded]:

@@ -12,8 +12,8 @@ from datetime import UTC, date, datetime, time, timedelta
 from safeclaw.errors import UsageError
 
 _HINT = (
-    "say '30 days', 'today', 'yesterday', 'week', 'month', 'quarter', 'year', 'last quarter', "
-    "'2026-q1', '2026-03-01'"
+    "say '30 days', '2h', 'today', 'yesterday', 'week', 'month', 'quarter', 'year', "
+    "'last quarter', '2026-q1', '2026-03-01'"
 )
 _UNITS = {
     "second": timedelta(seconds=1),
@@ -22,6 +22,10 @@ _UNITS = {
     "day": timedelta(days=1),
     "week": timedelta(weeks=1),
 }
+_SHORT = {
+    "s": "second", "sec": "second", "m": "minute", "min": "minute",
+    "h": "hour", "hr": "hour", "d": "day", "w": "week",
+}  # fmt: skip
 _MONTHS = {"month": 1, "quarter": 3, "year": 12}
 _COUNT = re.compile(r"([0-9]{1,6})\s*([a-z]+?)s?(?:\s+ago)?")
 _QUARTER = re.compile(r"([0-9]{4})-?q([1-4])")
@@ -113,7 +117,7 @@ def _counted(text: str, now: datetime) -> datetime | None:
     found = _COUNT.fullmatch(text)
     if found is None:
         return None
-    count, unit = int(found[1]), found[2]
+    count, unit = int(found[1]), _SHORT.get(found[2], found[2])
     if unit in _UNITS:
         return now - count * _UNITS[unit]
     months = now.year * 12 + now.month - 1 - count * _MONTHS.get(unit, 0)

@@ -57,6 +57,8 @@ def summary(record: Record) -> str:
         words.insert(0, record.type)
     if record.target is not None:
         words.append(target_text(record.target))
+    if record.enforced_by == "absent":
+        words.append("(not there)")
     if record.decision is None and record.detail is not None and record.type != "checkpoint":
         words += [f"{k}={v}" for k, v in record.detail.items() if not k.startswith("sealed")]
     if record.type == "checkpoint" and record.detail is not None:

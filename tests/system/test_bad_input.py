@@ -193,6 +193,12 @@ def test_a_directory_that_is_gone_is_no_workspace(person: Person) -> None:
     clear(ended, 2, "the workspace . cannot be used: No such file or directory", "hint: ")
 
 
+def test_a_file_is_no_workspace(person: Person) -> None:
+    person.write("file", "")
+    ended = person.safeclaw("run", "--workspace", "file", *AGENT)
+    clear(ended, 2, "the workspace file cannot be used: Not a directory", "hint: ")
+
+
 # --- the state directory
 
 

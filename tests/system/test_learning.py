@@ -183,6 +183,8 @@ def test_names_that_do_not_exist_are_recorded_but_not_shown(person: Person) -> N
         r["target"]["path"]  # type: ignore[index]
         for r in absent
     }
+    shown = person.safeclaw("audit", "show", "--decision", "deny").stdout
+    assert "deny shell.execute /nowhere/program (not there) [nothing:1]" in shown
 
 
 def test_a_secret_is_left_out_with_a_warning(person: Person) -> None:

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safeclaw.daemon.cli import suggest
 from safeclaw.daemon.evidence import period
 from safeclaw.daemon.evidence.proofs import Prover, included
 from safeclaw.daemon.journal.merkle import Frontier, leaf_hash
@@ -110,12 +109,16 @@ def test_a_time_means_the_same_to_every_command_wherever_it_is_said(
     monkeypatch.setenv("TZ", "Asia/Tokyo")
     time.tzset()
     try:
-        for words in ("2026-01-31T12:00", "2026-01-31", "2026-01-31T12:00+02:00", "last quarter"):
-            now = datetime.now(UTC)
-            assert suggest.moment(words) == period.stamp(period.moment(words, now)), words
-        months = period.stamp(period.moment("2 months", datetime.now(UTC)))
-        assert suggest.moment("2 months")[:10] in months  # they were minutes
-        assert suggest.moment("30m") > suggest.moment("31 mins") > suggest.moment("1h")
+        now = datetime(2026, 3, 31, 12, tzinfo=UTC)
+        for words, meant in (
+            ("2026-01-31T12:00", "2026-01-31T12:00"), ("2026-01-31", "2026-01-31T00:00"),
+            ("2026-01-31T12:00+02:00", "2026-01-31T10:00"), ("last quarter", "2025-10-01T00:00"),
+            ("2 months", "2026-01-31T12:00"), ("30m", "2026-03-31T11:30"),
+            ("31 mins ago", "2026-03-31T11:29"), ("1h", "2026-03-31T11:00"),
+            ("2 hrs", "2026-03-31T10:00"), ("90s", "2026-03-31T11:58"), ("7d", "2026-03-24T12:00"),
+            ("1 w", "2026-03-24T12:00"),
+        ):  # fmt: skip
+            assert period.stamp(period.moment(words, now))[:16] == meant, words
     finally:
         monkeypatch.undo()
         time.tzset()

@@ -120,8 +120,13 @@ def test_a_pipeline_reads_the_results_as_junit(directory: Path) -> None:
         ("cases:\n  - {action: file.read, target: a, expect: no}\n", "2:44", "allow, deny or ask"),
         ("cases:\n  - {action: file.read, expect: deny}\n", "2:5", "one path is expected"),
         ("cases:\n  - {action: network.send, target: x, expect: deny}\n", "2:36", "no address"),
+        (
+            "cases:\n  - {action: file.raed, target: x, expect: deny}\n",
+            "2:14",
+            "file.read'?",
+        ),
         ('cases:\n  - {action: shell.execute, target: "\'x", expect: deny}\n', "2:37", "quoting"),
-        ("cases:\n  - {action: a, target: b, expect: deny, rlue: c}\n", "2:42", "'rule'"),
+        ("cases:\n  - {action: a.b, target: b, expect: deny, rlue: c}\n", "2:44", "'rule'"),
     ],
 )
 def test_a_mistake_in_the_cases_is_named_with_line_and_column(

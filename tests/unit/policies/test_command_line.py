@@ -63,6 +63,12 @@ def test_explain_of_an_unknown_policy_is_a_policy_error() -> None:
         explain(["--policy", "nobody", "file.read", "x"])
 
 
+@pytest.mark.parametrize("action", ["file.raed", "fiel", "", "File.read"])
+def test_explain_of_what_no_rule_can_say_is_a_usage_error(action: str) -> None:
+    with pytest.raises(UsageError, match="action"):
+        explain([action, "x"])
+
+
 def test_the_group_has_its_commands() -> None:
     assert set(policy_group.list_commands(click.Context(policy_group))) == {
         "approve", "check", "diff", "explain", "history", "pending", "refuse", "rollback", "schema",
