@@ -4,7 +4,8 @@ What is generalised, and nothing else (:data:`STATED` says it to a person):
 
 * three or more names used in one directory stand for the directory and what is in it, but
   never for the workspace, a home, or a directory so high that it belongs to everybody;
-* the part of a temporary name that looks random is ``?`` or ``*``;
+* the part of a temporary name that looks random is ``?`` or ``*``, and so is the time of day
+  in the name of a file that was made;
 * a command keeps its program, its leading options and its first word; the rest is ``*``;
 * (in ``suggest``) what may be made may be changed, and in one rule each action goes with
   each path.
@@ -23,8 +24,9 @@ from safeclaw.policies.explain import glob_text, shell_word
 
 STATED = (
     "Wider than what was seen only in this: DIR/** is three or more names in DIR; a command keeps",
-    "its program, options and first word; the random part of a temporary name is ? or *; what may",
-    "be made may be changed; in one rule each action goes with each path.",
+    "its program, options and first word; the random part of a temporary name, and a time in the",
+    "name of what was made, is ? or *; what may be made may be changed; in one rule each action",
+    "goes with each path.",
 )
 _ENOUGH = 3
 #: How deep a directory must lie to be summed up, in the home and elsewhere on the host.
@@ -36,6 +38,11 @@ _MOST_VARIANTS = 6
 _OPTION = re.compile(r"--?[A-Za-z][A-Za-z-]{0,20}")
 _WORD = re.compile(r"[a-z][a-z0-9_-]{0,30}")
 _INTERPRETER = re.compile(r"(python|perl|ruby|node|nodejs|php|lua|java|deno|Rscript)[\d.]*")
+#: A date with a time of day: 2026-11-26T22_58_39_081Z, 20261126-225839.
+_TIME = re.compile(
+    r"(?<!\d)20\d\d[-_.]?[01]\d[-_.]?[0-3]\d[-_.T ]?[0-2]\d[-_.:]?[0-5]\d[-_.:]?[0-5]\d"
+    r"([-_.]?\d{3,9})?(?!\d)"
+)
 _RUNS_TEXT = ("-c", "-e", "-E", "--eval", "-m", "-jar")
 
 
@@ -150,11 +157,20 @@ def _text(base: str, names: tuple[str, ...]) -> str:
 
 
 def temporary_names(made: Iterable[str], gone: Iterable[str]) -> dict[str, str]:
-    """Return, for names that were made and are gone again, the glob for such a name."""
+    """Return the globs for names that are others the next time.
+
+    They were made and are gone again, or have the time of day in them (a log of npm's).
+    """
+    made, gone = set(made), set(gone)
     found: dict[str, str] = {}
-    for path in set(made) & set(gone):
+    for path in made:
         name = path[path.rfind("/") + 1 :]
-        known = _without_randomness(name)
+        known = _without_randomness(name) if path in gone else None
+        timed = _TIME.search(name)
+        if known is None and timed is not None:
+            marks = "".join("?" if char.isdigit() else glob_text(char) for char in timed[0])
+            before, after = name[: timed.start()], name[timed.end() :]
+            known = f"{glob_text(before)}{marks}{glob_text(after)}"
         if known is not None:
             found[path] = known
     return found

@@ -313,11 +313,12 @@ def _widened(actions: set[str]) -> list[str]:
 def _command_rules(
     taken: Sequence[Observed], place: Place, names: Callable[[str], str | None]
 ) -> list[str]:
+    # A bare word names what lies where programs are started: there, or in a directory of it.
     files = frozenset(
         name
         for item in taken
         if isinstance(item.attempt.target, FileTarget)
-        for name in place.parts(item.attempt.target.path)[1]
+        for name in place.parts(item.attempt.target.path)[1][:2]
     )
     runs: list[tuple[str, tuple[str, ...], int]] = []
     actions: set[str] = set()

@@ -158,6 +158,29 @@ def test_a_temporary_name_stands_for_the_next_one() -> None:
     assert not allows(policy, write("create", "/ws/out/other"))
 
 
+def test_a_word_that_is_a_name_deep_in_a_library_is_still_what_a_program_is_asked_to_do() -> None:
+    library = read("/ws/venv/lib/python3/site-packages/pip/install")
+    policy = compiled(library, read("/ws/src/notes"), ran("git", "install"), ran("ls", "notes"))
+    assert allows(policy, ran("git", "install", "x"))
+    assert not allows(policy, ran("git", "push"))
+    assert allows(policy, ran("ls", "other"))
+
+
+def test_a_time_in_a_name_stands_for_the_next_one() -> None:
+    for name, later, other in (
+        ("2026-11-26T22_58_39_081Z-debug-0.log", "2027-01-02T03_04_05_678Z-debug-0.log", "x.log"),
+        ("run-20261126-225839.txt", "run-20270102-030405.txt", "run-.txt"),
+        ("20261126225839", "20270102030405", "2027010203040"),
+    ):
+        policy = compiled(write("create", f"/ws/out/{name}"))
+        assert allows(policy, write("create", f"/ws/out/{name}"))
+        assert allows(policy, write("create", f"/ws/out/{later}")), name
+        assert not allows(policy, write("create", f"/ws/out/{other}"))
+    for name in ("2026-11-26.log", "v20.26.11", "120261126225839"):  # no time of day
+        policy = compiled(write("create", f"/ws/out/{name}"))
+        assert not allows(policy, write("create", f"/ws/out/{name.replace('26', '27')}"))
+
+
 @pytest.mark.parametrize(
     ("name", "glob"),
     [
