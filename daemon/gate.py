@@ -21,7 +21,7 @@ from typing import Protocol
 from safeclaw.daemon import protocol
 from safeclaw.daemon.channel import Channel
 from safeclaw.daemon.errands import Errands
-from safeclaw.daemon.judge import Evaluator, Judge, Known
+from safeclaw.daemon.judge import Evaluator, Judge, Known, recordable
 from safeclaw.daemon.line import GRACE, UNACKNOWLEDGED_MAX, Line, Reconnect
 from safeclaw.errors import BrokerError
 from safeclaw.policies.document import Policy
@@ -252,6 +252,7 @@ class Gate:
     def _refuse(self, attempt: Attempt, pid: int, exe: str, enforced_by: str) -> Verdict:
         """Deny whatever the policy says, and record that.  ``sending`` is held."""
         verdict = self._no()
+        attempt = recordable(attempt)
         tail = protocol.decided_tail(attempt, verdict, exe=printable(exe), enforced_by=enforced_by)
         self._line.keep(protocol.decided_packet(tail, self._line.number + 1, pid, 0))
         self.denials += 1

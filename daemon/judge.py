@@ -9,14 +9,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import msgspec
+
 from safeclaw.daemon import protocol
-from safeclaw.policies.model import Attempt, Decision, Verdict, printable
+from safeclaw.policies.model import (
+    Attempt,
+    Decision,
+    OtherTarget,
+    ProgramTarget,
+    Verdict,
+    printable,
+    target_fields,
+)
 
 _MEMO_MAX = 32768
 #: How many bytes of records are remembered: an agent chooses how long its paths are.
 _MEMO_BYTES_MAX = 16 * 1024 * 1024
 #: Attempts whose encoding is longer are not remembered (programs with huge argument lists).
 _MEMO_TAIL_MAX = 8192
+#: How long a target may be in a record, in bytes of JSON.  A whole record has twice as much
+#: (``journal.record.MAX_LINE``), for what is sealed is longer than what it stands for.
+_TARGET_MAX = 4 * 1024 * 1024
 
 
 class Evaluator(Protocol):
@@ -62,6 +75,22 @@ class Known:
         self.shown = verdict.decision is Decision.ALLOW
 
 
+def recordable(attempt: Attempt) -> Attempt:
+    """Return the attempt as it can be recorded; of all, only a program's may be too long."""
+    target = attempt.target
+    if not isinstance(target, ProgramTarget):
+        return attempt
+    words = (*target.argv, *target.variables)
+    size = sum(map(len, words))
+    # a character is up to 4 bytes, each of which up to 5 (an escape, whose backslash is another)
+    if 20 * size + 3 * len(words) < _TARGET_MAX:
+        return attempt
+    if len(msgspec.json.encode(target_fields(target))) <= _TARGET_MAX:
+        return attempt
+    what = f"{target.program} with {len(words)} words of {size} characters"
+    return Attempt(attempt.action, OtherTarget(what))
+
+
 class Judge:
     """See the module.
 
@@ -81,6 +110,12 @@ class Judge:
         """Return what an attempt comes to that is not recalled."""
         verdict = self._policy.evaluate(attempt)
         answer = self._observed(verdict)
+        asks = enforced_by != "absent" and answer is verdict and self._may_ask(attempt)
+        recorded = recordable(attempt)
+        if recorded is not attempt:
+            # SAFETY: what no record can hold is not done, whoever says yes or only observes.
+            attempt, asks = recorded, False
+            answer = verdict = Verdict(Decision.DENY, "protected", "too long to be recorded")
         # A name that is not there stays not there, whoever is only observed.
         if answer is verdict or enforced_by in ("absent", "view"):
             enforced_by_whom = enforced_by
@@ -89,7 +124,6 @@ class Judge:
         tail = protocol.decided_tail(
             attempt, verdict, exe=printable(exe), enforced_by=enforced_by_whom
         )
-        asks = enforced_by != "absent" and answer is verdict and self._may_ask(attempt)
         known = Known(tail, verdict, answer, waits=self._strict, asks=asks)
         # Names that do not exist (a walk along PATH) are recorded, but no news to a person.
         known.shown = known.shown or enforced_by == "absent"
