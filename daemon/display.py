@@ -26,11 +26,13 @@ def denial_line(
 
     ``observed`` says that the session only observes: denials are let through.
     """
-    what = _short(describe(attempt.target))
+    what = describe(attempt.target)
     word = "would deny" if observed and verdict.rule != "protected" else "denied"
-    text = f"safeclaw: {word} {attempt.action} {what} [{printable(verdict.rule)}]"
+    text = f"safeclaw: {word} {attempt.action} {_short(what)} [{printable(verdict.rule)}]"
     if verdict.reason:
         text += f" {_short(printable(verdict.reason))}"
+    if len(what) > _LONGEST:
+        return text  # nor would the policy line be whole, which takes seconds for megabytes
     from safeclaw.policies.explain import remedy  # most runs deny nothing
 
     allowing = remedy(attempt, verdict, workspace)
