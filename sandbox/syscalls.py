@@ -99,7 +99,8 @@ REFUSED = _names(
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
 _AF_HIGHEST = 64
 _LOW32 = 0xFFFFFFFF
-TIOCSTI, TIOCLINUX, TIOCSETD = 0x5412, 0x541C, 0x5423
+#: The last keeps everybody else from opening a terminal, after the agent has ended, too.
+TIOCSTI, TIOCLINUX, TIOCSETD, TIOCEXCL = 0x5412, 0x541C, 0x5423, 0x540C
 #: What changes a file through a descriptor that may only read it (linux/fs.h, ext4, fscrypt.h):
 #: SETFLAGS, FSSETXATTR, SETVERSION by two names, ENABLE_VERITY, SET_ENCRYPTION_POLICY.
 FILE_IOCTLS = (0x40086602, 0x401C5820, 0x40087602, 0x40086604, 0x40806685, 0x800C6613)
@@ -200,7 +201,7 @@ def refusals(*, network: bool = False, arch: int = seccomp.Arch.NATIVE) -> bytes
         linux.CLONE_NEWNET,
     ):
         refuse("clone", 0, flag, mask=flag)
-    for request in (TIOCSTI, TIOCLINUX, TIOCSETD, *FILE_IOCTLS):
+    for request in (TIOCSTI, TIOCLINUX, TIOCSETD, TIOCEXCL, *FILE_IOCTLS):
         refuse("ioctl", 1, request)
     # a lease would hold up whoever opens the file next: the supervisor, or a program of the host
     refuse("fcntl", 1, F_SETLEASE, seccomp.ERRNO(errno.EINVAL))

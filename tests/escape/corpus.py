@@ -97,6 +97,7 @@ def _files() -> list[Attack]:
         Attack("tagged_pointer", "tagged_pointer.py", "verdict", machine="aarch64"),
         Attack("kill_group", "kill_group.c", "landlock", alone=True),
         Attack("tiocsti", "tiocsti.c", "refusals", alone=True, terminal=True),
+        Attack("lock_terminal", "lock_terminal.c", "refusals", alone=True, terminal=True),
     ]
 
 
