@@ -120,6 +120,7 @@ class _Sending:
                 self._message = message
                 sent = self._one(message, wait=wait)
                 if message.report:
+                    self._note.check_alive()
                     linux.write_memory(self._note.pid, message.report, sent.to_bytes(4, "little"))
             except OSError:
                 if self._done:
@@ -211,6 +212,9 @@ class _Sending:
                     flags &= ~(socket.MSG_OOB | socket.MSG_EOR)
                 try:
                     data = message.data(self._note.pid, self._sent, take)
+                    # SAFETY: while this waited the caller may have ended and its number become
+                    # another's; then so are the data and the descriptors.
+                    self._note.check_alive()
                     self._sent += self._transmit(data, control.data, flags, name, wait=wait)
                 except _WouldWaitError:
                     raise
