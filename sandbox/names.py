@@ -145,7 +145,7 @@ class Names:
     def bind(self, name: str, answer: dns.Answer) -> None:
         """Bind a name to the public ones of the addresses in an answer.
 
-        SAFETY: an answer that leads to this host, a link or a private network binds
+        SAFETY: an answer that leads to this host's loopback, a link or a private network binds
         nothing, or whoever owns a name could reach them with it (DNS rebinding).
         """
         until = self._clock() + min(max(answer.ttl, _LIFETIME_MIN), _LIFETIME_MAX)
