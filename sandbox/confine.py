@@ -13,13 +13,12 @@ import ctypes
 import errno
 import os
 import re
-import shutil
 import stat
 import tempfile
 
 import msgspec
 
-from safeclaw.sandbox import tree
+from safeclaw.sandbox import clearing, tree
 
 #: Directories that full isolation gives each session anew.
 PRIVATE = ("/tmp", "/var/tmp", "/dev/shm")
@@ -52,14 +51,13 @@ class Own(msgspec.Struct, frozen=True):
         return cls(temporary, shared)
 
     def remove(self) -> None:
-        """Remove them with all that is in them (rmtree follows no links)."""
+        """Remove them with all that is in them, whatever the agent has put there or in their place.
+
+        To be called when nothing of the agent runs any more.
+        """
         for path in (self.temporary, self.shared):
             if path:
-                shutil.rmtree(path, ignore_errors=True)
-                if os.path.lexists(path):
-                    # programs make directories that nobody may write in (Go's module cache)
-                    _open_up(path)
-                    shutil.rmtree(path, ignore_errors=True)
+                clearing.remove(path)
 
 
 class Confinement:
@@ -100,15 +98,6 @@ class Confinement:
             # which is used again is refused here or leads nowhere.
             return found is None or tree.descends(self._keeper, int(found[1]))
         return not _is_proc(fd)
-
-
-def _open_up(path: str) -> None:
-    """Give the owner every right in a directory and all below it; follows no links."""
-    with contextlib.suppress(OSError):
-        os.chmod(path, stat.S_IRWXU)
-        for entry in os.scandir(path):
-            if entry.is_dir(follow_symlinks=False):
-                _open_up(entry.path)
 
 
 def _is_proc(fd: int) -> bool:

@@ -17,7 +17,7 @@ class Attack:
     ``goal`` is how often a race must win in the control; the same number of tries
     is then made inside.  ``alone`` attacks get a session of their own.  ``gap`` says why it is
     known to work in landlock isolation: there it must win, or the list of differences is wrong.
-    ``machine`` is the only one that can be attacked so.
+    ``machine`` and ``isolation`` are the only ones that can be attacked so.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Attack:
     terminal: bool = False
     gap: str = ""
     machine: str = ""
+    isolation: str = ""
 
 
 def _each(
@@ -96,6 +97,7 @@ def _files() -> list[Attack]:
         Attack("aarch32", "aarch32.py", "outside", machine="aarch64"),
         Attack("tagged_pointer", "tagged_pointer.py", "verdict", machine="aarch64"),
         Attack("kill_group", "kill_group.c", "landlock", alone=True),
+        Attack("own_directory", "own_directory.py", "links", alone=True, isolation="landlock"),
         Attack("tiocsti", "tiocsti.c", "refusals", alone=True, terminal=True),
         Attack("lock_terminal", "lock_terminal.c", "refusals", alone=True, terminal=True),
     ]

@@ -77,6 +77,7 @@ class Prison:
             for one in ATTACKS
             if (self.name == "root" or not one.root_only)
             and (os.geteuid() == 0 or one.source not in ROOT_STAGES)
+            and one.isolation in ("", self.isolation)
         ]
 
     @functools.cache  # noqa: B019 - one for the whole session

@@ -22,7 +22,17 @@ from safeclaw.daemon import kept, launching
 from safeclaw.daemon.cli.main import main
 from safeclaw.policies import compiled
 from safeclaw.policies.model import Attempt, Decision, Verdict
-from safeclaw.sandbox import binding, filters, first, linux, mediator, programs, quick, syscalls
+from safeclaw.sandbox import (
+    binding,
+    clearing,
+    filters,
+    first,
+    linux,
+    mediator,
+    programs,
+    quick,
+    syscalls,
+)
 
 
 def _replace(owner: object, name: str, value: object) -> None:
@@ -159,6 +169,10 @@ def _upward() -> None:
     _replace(binding, "_reachable", out_of_reach)
 
 
+def _links() -> None:
+    _replace(clearing, "_PLACE", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
 def _view() -> None:
     spec = launching.spec
 
@@ -183,6 +197,7 @@ DEFENCES = {
     "loader-code": _loader_code,  # that no program is started with an auditor in its loader
     "closing": _closing,  # closing inherited descriptors
     "upward": _upward,  # where the stage of a socket's name stands, and that it goes nowhere else
+    "links": _links,  # that what is removed at a session's end is reached by no link
     "view": _view,  # that only what a rule can name exists
 }
 

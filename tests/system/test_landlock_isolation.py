@@ -254,6 +254,25 @@ def test_the_sessions_directories_go_with_it_whatever_ends_it(person: Person) ->
     assert person.workspace.stat().st_mode & 0o777 == 0o755  # no link was followed
 
 
+def test_a_directory_deeper_than_any_stack_goes_with_the_session(person: Person) -> None:
+    agent = (
+        "import os\n"
+        "place = os.environ['TMPDIR']\n"
+        "os.chdir(place)\n"
+        "for _ in range(1900):\n"
+        "    os.mkdir('d')\n"
+        "    os.chdir('d')\n"
+        "open('file', 'w').close()\n"
+        "print(place)\n"
+        "raise SystemExit(7)\n"
+    )
+    done = everything(person, agent)
+    assert (done.returncode, done.stderr) == (7, "")
+    assert not Path(done.stdout.strip()).exists()
+    (end,) = person.records("--type", "session_end")
+    assert fields(end["detail"])["status"] == 7
+
+
 def places(said: str) -> list[Path]:
     """Return the session's two directories, as the agent has printed them."""
     return [Path(line).parent for line in said.splitlines()]
