@@ -12,8 +12,8 @@ from safeclaw.errors import WallError
 
 #: Asked about where no PID namespace ends a session.
 FORK_CALLS = ("fork", "vfork", "clone")
-#: Where the PID namespace is the host's, asked about unless they are about the caller (0): the
-#: call, and the argument that says whom it is about.
+#: Where the PID namespace is the host's, asked about unless they are about the caller, or a group
+#: of its own (0): the call, and the argument that says whom it is about.
 PROCESS_CALLS = {
     "prlimit64": 0,
     "sched_setaffinity": 0,
@@ -22,6 +22,7 @@ PROCESS_CALLS = {
     "sched_setattr": 0,
     "setpriority": 1,
     "ioprio_set": 1,
+    "setpgid": 1,
 }
 
 

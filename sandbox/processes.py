@@ -4,6 +4,8 @@ Signals are kept in by Landlock's scope.  What Landlock does not know (priority,
 scheduling, limits) an agent may change of itself only.  Forks are asked about, so
 that they end with the session: no PID namespace ends what forks faster than it
 can be killed.  When the supervisor has gone, the kernel answers them with ENOSYS.
+And groups are asked about: who is in one can have all of it stopped by reading a
+terminal in the background (setpgid(2), termios(3)), which no scope keeps in.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import errno
 import os
 
-from safeclaw.sandbox import linux
+from safeclaw.sandbox import linux, tree
 from safeclaw.sandbox.filters import FORK_CALLS, PROCESS_CALLS
 from safeclaw.sandbox.mediator import Handler, Notification
 from safeclaw.sandbox.resolve import error
@@ -26,8 +28,11 @@ def _own_only(note: Notification) -> None:
     note.reply(flags=linux.SECCOMP_USER_NOTIF_FLAG_CONTINUE)
 
 
-def handlers(ended: int) -> dict[str, Handler]:
-    """Return the handlers by the names of their calls; ``ended`` hangs up when the session ends."""
+def handlers(ended: int, keeper: int) -> dict[str, Handler]:
+    """Return the handlers by the names of their calls, for the session of ``keeper``.
+
+    ``ended`` hangs up when the session ends.
+    """
     os.set_blocking(ended, False)
 
     def fork(note: Notification) -> None:
@@ -41,4 +46,17 @@ def handlers(ended: int) -> dict[str, Handler]:
         # decided here but whether there may be a further process at all.
         note.reply(flags=linux.SECCOMP_USER_NOTIF_FLAG_CONTINUE)
 
-    return {**dict.fromkeys(PROCESS_CALLS, _own_only), **dict.fromkeys(FORK_CALLS, fork)}
+    def join(note: Notification) -> None:
+        group = note.int_arg(PROCESS_CALLS[note.name])
+        # the supervisor's is the one that the agent was started in: a shell goes back to it
+        if group != os.getpgrp() and not tree.descends(keeper, group):
+            raise error(errno.EPERM)
+        # SAFETY: the id is a register, and a process's of the session, whose group has it for as
+        # long as anybody is in it.
+        note.reply(flags=linux.SECCOMP_USER_NOTIF_FLAG_CONTINUE)
+
+    return {
+        **dict.fromkeys(PROCESS_CALLS, _own_only),
+        **dict.fromkeys(FORK_CALLS, fork),
+        "setpgid": join,
+    }

@@ -310,7 +310,7 @@ def _confine(
     assert own is not None
     view = (*spec.view, spec.workspace)
     mediator.resolver.confinement = Confinement(keeper, own, view)
-    mediator.register(processes.handlers(ended))
+    mediator.register(processes.handlers(ended, keeper))
     if spec.hosts:
         mediator.hosts = Hosts(spec.hosts, bound, mediator.gate, keeper)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 from pathlib import Path
@@ -165,6 +166,71 @@ def test_only_the_sessions_own_processes_exist(person: Person) -> None:
     found = json.loads(done.stdout)
     assert found[:8] == [True, True, False, False] * 2, done.stderr
     assert found[8:] == [True, True, False, False]
+
+
+#: The leader of a terminal's session, with a job in the background and one in front of it.
+JOBS = """\
+import os, signal, sys
+
+def front():
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+    os.tcsetpgrp(0, os.getpgrp())
+    signal.signal(signal.SIGTTOU, signal.SIG_DFL)
+
+victim = os.fork()
+if not victim:
+    os.setpgid(0, 0)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTIN})  # so that it can be seen to wait
+    os.execvp("sleep", ["sleep", "1000"])
+try:
+    os.setpgid(victim, victim)
+except PermissionError:
+    pass  # it has done so, and is another program by now
+job = os.fork()
+if not job:
+    front()
+    os.execvp(sys.argv[1], [*sys.argv[1:], str(victim)])
+os.waitpid(job, 0)
+fields = dict(line.split(":", 1) for line in open(f"/proc/{victim}/status"))
+print("to stop" if int(fields["ShdPnd"], 16) >> signal.SIGTTIN - 1 & 1 else "as it was")
+os.kill(victim, signal.SIGKILL)
+"""
+#: Has the kernel stop all of a group, whose member reads the terminal in the background.
+STOP = """\
+import os, sys
+child = os.fork()
+if not child:
+    try:
+        os.setpgid(0, int(sys.argv[1]))
+    except OSError as problem:
+        print(problem.strerror, flush=True)
+        os._exit(0)
+    os.read(0, 1)
+os.waitpid(child, os.WUNTRACED)
+os.setpgid(0, 0)
+"""
+
+
+def test_no_other_job_of_the_terminal_is_stopped(person: Person) -> None:
+    person.write("jobs.py", JOBS)
+    person.write("stop.py", STOP)
+    chosen = str(person.write("policy.yaml", EVERYTHING))
+    stop = ("/usr/bin/python3", "stop.py")
+
+    def said(*job: str) -> list[str]:
+        master, slave = pty.openpty()
+        person.stdin = slave
+        leader = ["setsid", "--ctty", "--wait", "/usr/bin/python3", "jobs.py"]
+        try:
+            return person.finish(person.start([*leader, *job], person.workspace)).stdout.split("\n")
+        finally:
+            os.close(master)
+            os.close(slave)
+
+    assert said(*stop) == ["to stop", ""]
+    inside = person.command("run", *LANDLOCK, "--no-prompt", "--policy", chosen, "--", *stop)
+    assert said(*inside) == ["Operation not permitted", "as it was", ""]
 
 
 def test_the_rest_of_tmp_is_not_the_sessions(person: Person) -> None:

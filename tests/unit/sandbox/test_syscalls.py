@@ -224,6 +224,7 @@ def test_others_processes_are_asked_about_where_they_can_be_named(arch: str) -> 
         ("sched_setattr", (7,)),
         ("setpriority", (0, 7)),
         ("ioprio_set", (1, 7)),
+        ("setpgid", (0, 7)),
     ):
         assert answer(arch, call, arguments, confined=True) == NOTIFY
         assert answer(arch, call, confined=True) == ALLOW or call == "ioprio_set"
