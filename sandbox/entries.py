@@ -104,6 +104,8 @@ def _rename(note: Notification) -> int:
         olddir, newdir = note.int_arg(0), note.int_arg(2)
         old, new = path_argument(note, 1), path_argument(note, 3)
         flags = note.int_arg(4) if note.name == "renameat2" else 0
+        # SAFETY: RENAME_WHITEOUT would also make a device, under a name that was only left
+        require_flags(flags, linux.RENAME_NOREPLACE | linux.RENAME_EXCHANGE)
     source, name = parent(note, "file.write.rename", olddir, old, Nameless.RENAMED)
     with source:
         target, newname = parent(note, "file.write.rename", newdir, new, Nameless.RENAMED)

@@ -141,7 +141,7 @@ def _calls() -> list[Attack]:
         *("unshare", "unshare-files", "clone-newuser", "clone3", "io_uring_setup", "keyctl"),
         *("add_key", "request_key", "name_to_handle_at", "userfaultfd", "personality"),
         *("fanotify_init", "seccomp-listener", "set-mm", "set-ptracer"),
-        *("open_tree", "mptcp-socket", "netlink-audit", "vsock"),
+        *("open_tree", "mptcp-socket", "netlink-audit", "vsock", "flow-label", "whiteout"),
     )
     root = ("chroot", "fsopen", "setns", "bpf", "mknod-device", "raw-socket", "packet-socket")
     source = "refused_call.c"

@@ -89,6 +89,17 @@ int main(int argc, char **argv) {
     if (is("mptcp-socket")) return won(sock(2, 1, 262));
     if (is("netlink-audit")) return won(sock(16, 3, 9) || sock(16, 3, 15));
     if (is("vsock")) return won(sock(40, 1, 0));
+    if (is("whiteout")) {
+        struct stat left;
+        close(open("src/f", O_WRONLY | O_CREAT, 0600));
+        syscall(SYS_renameat2, AT_FDCWD, "src/f", AT_FDCWD, "src/g", 4 /* RENAME_WHITEOUT */);
+        return won(!lstat("src/f", &left) && S_ISCHR(left.st_mode));
+    }
+    if (is("flow-label")) {
+        /* struct in6_flowlabel_req: what it may hold besides is IPV6_RTHDR (linux/in6.h) */
+        unsigned char wanted[32] = {[15] = 1, [21] = 1, [22] = 1, [24] = 60, [26] = 60};
+        return won(!setsockopt(socket(10, SOCK_DGRAM, 0), 41, 32, wanted, sizeof wanted));
+    }
     if (is("high-bits-ioctl")) return won(!syscall(SYS_ioctl, (long)open("frozen/f", O_RDONLY), 1UL << 32 | 0x40086602UL, &(int){0x40}));
     return 2;
 }
