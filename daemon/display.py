@@ -10,7 +10,7 @@ import contextlib
 import os
 import select
 
-from safeclaw.policies.model import Attempt, Verdict, describe, printable
+from safeclaw.policies.model import Attempt, Verdict, describe, is_seen, printable
 
 _LONGEST = 300
 #: ECMA-48: no attributes, US ASCII for letters, the cursor seen, a line that is empty.
@@ -37,7 +37,9 @@ def denial_line(
 
     allowing = remedy(attempt, verdict, workspace)
     if allowing is not None:
-        text += f"; to allow: {_short(printable(allowing))}"
+        # as it is: another backslash would be another policy. What is not seen is quoted in it
+        seen = all(map(is_seen, allowing))
+        text += f"; to allow: {_short(allowing if seen else printable(allowing))}"
     return text
 
 

@@ -18,6 +18,7 @@ from safeclaw.policies.model import (
     SocketTarget,
     Target,
     Verdict,
+    is_seen,
     printable,
 )
 from safeclaw.policies.network import OWN_LOOPBACK, address
@@ -85,8 +86,9 @@ def shell_word(word: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """Return ``text`` as YAML (and JSON) quotes it."""
-    return json.dumps(text, ensure_ascii=False)
+    r"""Return ``text`` as YAML quotes it, with what is not seen as ``\UNNNNNNNN``."""
+    marked = json.dumps(text, ensure_ascii=False)
+    return "".join(char if is_seen(char) else f"\\U{ord(char):08x}" for char in marked)
 
 
 def parse_target(action: str, words: list[str], base: str) -> Target:
