@@ -29,6 +29,9 @@ GRACE = 5.0
 RENEW_NS = protocol.LEASE_NS // 2
 #: How many records may be without acknowledgement before an attempt waits.
 UNACKNOWLEDGED_MAX = 16384
+#: How many bytes those that are long may be together: a program's words can be megabytes.
+_LONG = 4096
+_LONG_BYTES_MAX = 32 << 20
 #: How many denials after the loss are kept for the journal; the agent is being killed.
 _KEPT_AFTER_LOSS_MAX = 4 * UNACKNOWLEDGED_MAX
 #: While a broker is away, it is looked for at these intervals, in seconds.
@@ -76,6 +79,9 @@ class Line:
         self.lease_until = 0
         self.renew_at = 0
         self.unacknowledged: collections.deque[bytes] = collections.deque()
+        #: The long ones of them: (number, bytes), as far as they have been looked through.
+        self._long: collections.deque[tuple[int, int]] = collections.deque()
+        self._long_bytes = 0
         self.lost: str | None = None
         #: Whether the broker was lost because it did not answer: it may be stopped.
         self.silent = False
@@ -138,6 +144,8 @@ class Line:
             self.ask_durable()
             if not self._wait_durable(number - UNACKNOWLEDGED_MAX // 2):
                 return False
+        if len(packet) > _LONG and not self._room_for(number, len(packet)):
+            return False
         # Kept before it is sent: what is sent and not kept could be lost with the broker.
         self.number = number
         self.unacknowledged.append(packet)
@@ -147,6 +155,21 @@ class Line:
         self.unacknowledged.pop()
         self.number = number - 1
         return False
+
+    def _room_for(self, number: int, size: int) -> bool:
+        """Count a long record; wait for those before it where they are too many bytes.
+
+        SAFETY: who writes them is the agent, and they are in this process's memory.
+        """
+        if self._long_bytes + size > _LONG_BYTES_MAX and self._long:
+            self.ask_durable()
+            if not self._wait_durable(self._long[-1][0]):
+                return False
+        while self._long and self._long[0][0] <= self._acknowledged:
+            self._long_bytes -= self._long.popleft()[1]
+        self._long.append((number, size))
+        self._long_bytes += size
+        return True
 
     def keep(self, packet: bytes) -> None:
         """Record what nobody waits for: send it, or keep it for the broker that comes."""

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 
 from safeclaw.daemon import protocol
@@ -144,3 +145,20 @@ def test_the_policy_of_a_broker_that_is_back_is_in_force_before_anything_is_sent
 
 def _adopt(policy: Policy) -> tuple[CompiledPolicy, bool, bool]:
     return compile_policy(policy, Context("/w", "/home/u")), False, False
+
+
+def test_long_records_are_kept_up_to_so_many_bytes(setting: Setting) -> None:
+    line = Line(setting.near, on_lost=setting.lost.append, on_message=lambda _: None, grace=5.0)
+    line.listen()
+    target = {"argv": ["x" * (1 << 20)], "program": "/bin/x"}
+    fields = ("/bin/x", "shell.execute", target, "0" * 64, "deny", "p:1", "", "notify")
+    tail = b"".join(msgspec.msgpack.encode(field) for field in fields)
+    most = 0
+    for number in range(1, 101):
+        with line.sending:
+            assert line.hand_over(number, protocol.decided_packet(tail, number, 1, 1))
+        most = max(most, sum(map(len, line.pending())))
+    # all of them are there, and were only asked about when they were too many
+    assert 16 << 20 < most <= 32 << 20
+    assert 2 <= sum(isinstance(one, protocol.Flush) for one in setting.far.heard) <= 8
+    setting.far.say(protocol.Ended())
