@@ -170,7 +170,13 @@ def _upward() -> None:
 
 
 def _links() -> None:
-    _replace(clearing, "_PLACE", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    remove = clearing.remove
+
+    def follow(path: str) -> None:
+        remove(os.path.realpath(path))
+        remove(path)
+
+    _replace(clearing, "remove", follow)
 
 
 def _view() -> None:
