@@ -141,7 +141,7 @@ class Control:
                 raise error(errno.EPERM)
             elif (level, kind) in _INTERFACE:
                 # SAFETY: behind another device than the route's may be another host of that
-                # address.  The source address stays: it is one of this host's.
+                # address.  The source address stays: without IP_FREEBIND it is one of this host's.
                 at = _INTERFACE[level, kind]
                 body = body[:at] + bytes(4) + body[at + 4 :]
             header = struct.pack("=Qii", 16 + len(body), level, kind)

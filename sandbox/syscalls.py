@@ -123,8 +123,9 @@ _IOPRIO_WHO_PGRP, _IOPRIO_WHO_USER = 2, 3
 #: Socket options by level that send packets another way than to the address that was judged:
 #: IP_OPTIONS, IP_UNICAST_IF; IPV6_2292RTHDR, IPV6_2292PKTOPTIONS, IPV6_FLOWLABEL_MGR (a label has
 #: a routing header, where the kernel has type 2), IPV6_PKTINFO, IPV6_RTHDRDSTOPTS, IPV6_RTHDR,
-#: IPV6_UNICAST_IF; SO_BINDTODEVICE, SO_BINDTOIFINDEX.
-_ROUTES = ((0, (4, 50)), (41, (5, 6, 32, 50, 55, 57, 76)), (1, (25, 62)))
+#: IPV6_UNICAST_IF; SO_BINDTODEVICE, SO_BINDTOIFINDEX.  And by which they come from an address that
+#: is none of this host's: IP_FREEBIND, IPV6_FREEBIND.
+_ROUTES = ((0, (4, 15, 50)), (41, (5, 6, 32, 50, 55, 57, 76, 78)), (1, (25, 62)))
 #: Options that join a group of the host's network: IP_ADD_MEMBERSHIP,
 #: IP_ADD_SOURCE_MEMBERSHIP, MCAST_JOIN_GROUP, MCAST_JOIN_SOURCE_GROUP, MCAST_MSFILTER,
 #: IP_MSFILTER, and IPv6's ADD_MEMBERSHIP and JOIN_ANYCAST.

@@ -199,6 +199,8 @@ options = {
     "device for unicast 6": (41, 76, (1).to_bytes(4, "big")),
     "packet info 6": (41, 50, bytes(16) + (1).to_bytes(4, "little")),
     "flow label": (41, 32, bytes(32)),
+    "free bind": (0, 15, (1).to_bytes(4, "little")),
+    "free bind 6": (41, 78, (1).to_bytes(4, "little")),
     "mark": (1, 36, (1).to_bytes(4, "little")),
     "transparent": (0, 19, (1).to_bytes(4, "little")),
     "group": (0, 35, socket.inet_aton("224.0.0.251") + socket.inet_aton("0.0.0.0")),
@@ -227,7 +229,8 @@ def test_a_socket_of_the_hosts_network_cannot_be_turned_to_more(
     assert said == {
         "source route": "EPERM", "device": "EPERM", "device index": "EPERM", "mark": "EPERM",
         "device for unicast": "EPERM", "device for unicast 6": "EPERM", "packet info 6": "EPERM",
-        "flow label": "EPERM", "transparent": "EPERM", "group": "EPERM", "repair": "EPERM",
+        "flow label": "EPERM", "free bind": "EPERM", "free bind 6": "EPERM",
+        "transparent": "EPERM", "group": "EPERM", "repair": "EPERM",
         "reconnect": "EACCES", "listen": "EACCES", "bind": "EACCES", "fast open": "ENOTSUP",
     }  # fmt: skip
     assert f"tcp {EVIL}:80" not in outside.seen()
