@@ -41,6 +41,25 @@ def test_git_outside_is_not_led_to_settings_of_the_agents_own(
     assert (person.workspace / "ran").exists() is (policy == "wide.yaml")
 
 
+@pytest.mark.parametrize("policy", ["wide.yaml", "default", "coding-agent"])
+@pytest.mark.parametrize("way", [".profile", ".bash_profile", ".bashrc", ".local/bin/ls"])
+def test_a_workspace_that_is_the_home_gives_no_login_outside_what_to_run(
+    person: Person, policy: str, way: str
+) -> None:
+    (person.base / "wide.yaml").write_text(WIDE)
+    chosen = str(person.base / policy) if policy == "wide.yaml" else policy
+    home = {"HOME": str(person.workspace)}
+    script = (
+        f"mkdir -p .local/bin; echo 'touch ran' >{way}; chmod +x {way}; mkdir aside; "
+        "echo work >work; mv .local aside"
+    )
+    person.safeclaw("run", "-q", "--policy", chosen, "--", "sh", "-c", script, **home)
+    assert (person.workspace / "work").read_text() == "work\n"
+    login = "PATH=$HOME/.local/bin:$HOME/aside/.local/bin:$PATH; . ~/.bashrc; ls; true"
+    person.finish(person.start(["bash", "-lc", login], person.workspace, **home))
+    assert (person.workspace / "ran").exists() is (policy == "wide.yaml")
+
+
 @pytest.mark.parametrize("policy", ["wide.yaml", "claude-code", "codex"])
 @pytest.mark.parametrize("name", [".claude", ".codex"])
 def test_a_coding_agents_directory_is_not_a_link_to_another(
