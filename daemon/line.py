@@ -144,20 +144,24 @@ class Line:
             self.ask_durable()
             if not self._wait_durable(number - UNACKNOWLEDGED_MAX // 2):
                 return False
-        if len(packet) > _LONG and not self._room_for(number, len(packet)):
+        long = len(packet) > _LONG
+        if long and not self._room_for(len(packet)):
             return False
         # Kept before it is sent: what is sent and not kept could be lost with the broker.
         self.number = number
         self.unacknowledged.append(packet)
         if self._send(packet):
+            if long:
+                self._long.append((number, len(packet)))
+                self._long_bytes += len(packet)
             return True
         # Nobody acts on it: whoever comes next takes its number.
         self.unacknowledged.pop()
         self.number = number - 1
         return False
 
-    def _room_for(self, number: int, size: int) -> bool:
-        """Count a long record; wait for those before it where they are too many bytes.
+    def _room_for(self, size: int) -> bool:
+        """Wait for the long records on their way where with one more they are too many bytes.
 
         SAFETY: who writes them is the agent, and they are in this process's memory.
         """
@@ -167,8 +171,6 @@ class Line:
                 return False
         while self._long and self._long[0][0] <= self._acknowledged:
             self._long_bytes -= self._long.popleft()[1]
-        self._long.append((number, size))
-        self._long_bytes += size
         return True
 
     def keep(self, packet: bytes) -> None:

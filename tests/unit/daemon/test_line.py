@@ -147,18 +147,48 @@ def _adopt(policy: Policy) -> tuple[CompiledPolicy, bool, bool]:
     return compile_policy(policy, Context("/w", "/home/u")), False, False
 
 
-def test_long_records_are_kept_up_to_so_many_bytes(setting: Setting) -> None:
-    line = Line(setting.near, on_lost=setting.lost.append, on_message=lambda _: None, grace=5.0)
-    line.listen()
+def _long(number: int) -> bytes:
+    """Return a record of a little more than 1 MiB."""
     target = {"argv": ["x" * (1 << 20)], "program": "/bin/x"}
     fields = ("/bin/x", "shell.execute", target, "0" * 64, "deny", "p:1", "", "notify")
     tail = b"".join(msgspec.msgpack.encode(field) for field in fields)
+    return protocol.decided_packet(tail, number, 1, 1)
+
+
+def test_long_records_are_kept_up_to_so_many_bytes(setting: Setting) -> None:
+    line = Line(setting.near, on_lost=setting.lost.append, on_message=lambda _: None, grace=5.0)
+    line.listen()
     most = 0
     for number in range(1, 101):
         with line.sending:
-            assert line.hand_over(number, protocol.decided_packet(tail, number, 1, 1))
+            assert line.hand_over(number, _long(number))
         most = max(most, sum(map(len, line.pending())))
     # all of them are there, and were only asked about when they were too many
     assert 16 << 20 < most <= 32 << 20
     assert 2 <= sum(isinstance(one, protocol.Flush) for one in setting.far.heard) <= 8
     setting.far.say(protocol.Ended())
+
+
+def test_a_long_record_that_did_not_leave_is_not_waited_for(
+    setting: Setting, brokers: Brokers
+) -> None:
+    line = Line(
+        setting.near,
+        on_lost=setting.lost.append,
+        on_message=lambda _: None,
+        grace=1.0,
+        reconnect=brokers,
+    )
+    for number in range(1, 31):
+        assert line.hand_over(number, _long(number))
+    setting.far.channel.close()
+    assert not line.hand_over(31, _long(31))
+    line.listen()
+    assert line.await_resumed()
+    # whoever comes next has its number, and room
+    assert line.hand_over(31, _long(31))
+    assert setting.lost == []
+    assert not any(isinstance(one, protocol.Flush) for one in setting.far.heard)
+    brokers.close()
+    line.join(10)
+    line.channel.close()
