@@ -48,6 +48,8 @@ def handlers(ended: int, keeper: int) -> dict[str, Handler]:
 
     def join(note: Notification) -> None:
         group = note.int_arg(PROCESS_CALLS[note.name])
+        if group < 0:
+            raise error(errno.EINVAL)  # setpgid(2)
         # the supervisor's is the one that the agent was started in: a shell goes back to it
         if group != os.getpgrp() and not tree.descends(keeper, group):
             raise error(errno.EPERM)

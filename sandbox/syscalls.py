@@ -109,8 +109,10 @@ PR_SET_MM, PR_SET_PTRACER = 35, 0x59616D61
 IPPROTO_MPTCP = 262
 #: ICMP, ICMPv6 and raw packets: as for anybody without the capability.
 _PRIVILEGED_PROTOCOLS = tuple((number, errno.EPERM) for number in (1, 58, 255))
-#: SCTP, UDP-Lite, DCCP and L2TP, which no rule could name: as on a kernel without them.
-_UNKNOWN_PROTOCOLS = tuple((number, errno.EPROTONOSUPPORT) for number in (132, 136, 33, 115))
+#: SCTP, UDP-Lite, DCCP, L2TP, SMC and QUIC, which no rule could name: as on a kernel without them.
+_UNKNOWN_PROTOCOLS = tuple(
+    (number, errno.EPROTONOSUPPORT) for number in (132, 136, 33, 115, 256, 261)
+)
 #: Those for which the first program has an errno of their own.
 _REFUSED_PROTOCOLS = (
     IPPROTO_MPTCP,
@@ -308,8 +310,8 @@ def allow_list(*, confined: bool = False, arch: int = seccomp.Arch.NATIVE) -> by
     # a socket lives in the agent's own namespace, and reaches nothing until it is used
     for family in (AF_UNIX, AF_NETLINK):
         program.add_rule(seccomp.ALLOW, "socket", seccomp.Arg(0, seccomp.MASKED_EQ, _LOW32, family))
-    # SAFETY: a rule names tcp or udp, and Landlock knows TCP alone: what else a kernel offers (SMC,
-    # QUIC) would be judged as what it is not.
+    # SAFETY: a rule names tcp or udp, and Landlock knows TCP alone: what else a kernel offers
+    # would be judged as what it is not.
     for family in (AF_INET, AF_INET6):
         for protocol in (0, *_PROTOCOLS, *_REFUSED_PROTOCOLS):
             program.add_rule(

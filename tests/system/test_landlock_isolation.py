@@ -233,6 +233,21 @@ def test_no_other_job_of_the_terminal_is_stopped(person: Person) -> None:
     assert said(*inside) == ["Operation not permitted", "as it was", ""]
 
 
+def test_a_shell_has_jobs_of_its_own(person: Person) -> None:
+    done = everything(
+        person,
+        "import errno, os, subprocess\n"
+        "for wrong in (-1, -os.getpid()):\n"
+        "    try:\n"
+        "        os.setpgid(0, wrong)\n"
+        "    except OSError as problem:\n"
+        "        print(errno.errorcode[problem.errno])\n"
+        "script = 'set -m; true | true | cat; (exit 3) | (exit 4)'\n"
+        "raise SystemExit(subprocess.call(['bash', '-c', script]))\n",
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (4, "EINVAL\nEINVAL\n", "")
+
+
 def test_the_rest_of_tmp_is_not_the_sessions(person: Person) -> None:
     theirs = Path("/tmp") / f"safeclaw-theirs-{os.getpid()}"
     theirs.write_text("theirs")
