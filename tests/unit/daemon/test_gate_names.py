@@ -79,7 +79,7 @@ def test_a_name_that_was_looked_up_is_not_looked_up_without_a_broker(
     monkeypatch.setattr(names, "_LIFETIME_MIN", 3600)
     server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     server.bind(("127.77.77.77", 0))
-    policies = Policies(setting, grace=0.1)
+    policies = Policies(setting, grace=1.0)
     NameServer([server], Names(), policies.gate, 1).start()
     policies.replace(WIDE)
     assert _ask(server) == dns.SERVFAIL
