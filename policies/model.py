@@ -9,6 +9,7 @@ into text that is safe to show and to record.
 from __future__ import annotations
 
 import enum
+import functools
 import hashlib
 import shlex
 from collections.abc import Sequence
@@ -113,6 +114,15 @@ def is_seen(char: str) -> bool:
     return char.isprintable() and char not in _UNSEEN
 
 
+@functools.lru_cache(4096)  # the words of a program can be megabytes
+def _written(char: str) -> str:
+    if char == "\\":
+        return "\\\\"
+    if is_seen(char):
+        return char
+    return "".join(f"\\x{byte:02x}" for byte in char.encode("utf-8", "surrogateescape"))
+
+
 def printable(text: str) -> str:
     r"""Return ``text`` safe for a terminal and for a record, reversibly.
 
@@ -121,15 +131,7 @@ def printable(text: str) -> str:
     """
     if text.isascii() and text.isprintable() and "\\" not in text:
         return text
-    out: list[str] = []
-    for char in text:
-        if char == "\\":
-            out.append("\\\\")
-        elif is_seen(char):
-            out.append(char)
-        else:
-            out.extend(f"\\x{byte:02x}" for byte in char.encode("utf-8", "surrogateescape"))
-    return "".join(out)
+    return "".join(map(_written, text))
 
 
 def target_fields(target: Target) -> dict[str, object]:
