@@ -129,7 +129,9 @@ def test_the_clock_does_not_wait_for_a_terminal_that_the_agent_has_stopped(
     )
     command = person.command("run", *options_here(isolation), "--policy", "policy.yaml", "--")
     terminal = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
-    started = ["/usr/bin/python3", "-c", terminal, *command, "/usr/bin/python3", "agent.py"]
+    # without site: what a machine has its path made of may be denied, which would be said there
+    agent = ["/usr/bin/python3", "-IS", "agent.py"]
+    started = ["/usr/bin/python3", "-c", terminal, *command, *agent]
     done = person.finish(person.start(started, person.workspace))
     assert done.stdout.split() == ["terminal", "True"]  # the line on the limit is lost
     assert done.returncode == 128 + 9
