@@ -33,7 +33,7 @@ WHERE = (
 WHICH = (
     "day_at_work_is_held or test_aarch64 or (test_corpus and ordinary-full)"
     " or (test_cgroup and service-root) or (test_resources and ordinary and not full)"
-    " or (test_doctor and healthy) or (unit and not test_documented)"
+    " or (test_doctor and healthy) or (unit and not test_documented and not x32)"
 )
 #: One race stands for all: thousands of tries take hours there.  With one processor there is none
 #: to move a victim to.
