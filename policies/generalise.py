@@ -43,6 +43,10 @@ _TIME = re.compile(
     r"(?<!\d)20\d\d[-_.]?[01]\d[-_.]?[0-3]\d[-_.T ]?[0-2]\d[-_.:]?[0-5]\d[-_.:]?[0-5]\d"
     r"([-_.]?\d{3,9})?(?!\d)"
 )
+#: What sed(1), compilers and mktemp(1) call theirs, whatever the letters look like.
+_TEMPLATE = re.compile(
+    r"(?=(?:sed|cc)\w{6}\b|tmp\.\w{10}\b)(sed|cc|tmp\.)([A-Za-z0-9]+)((?:\..*)?)"
+)
 _RUNS_TEXT = ("-c", "-e", "-E", "--eval", "-m", "-jar")
 
 
@@ -182,6 +186,10 @@ def _without_randomness(name: str) -> str | None:
     mkstemp(3) takes six letters of both cases and digits; Python's tempfile eight
     of a-z, 0-9 and _; others append a number.
     """
+    template = _TEMPLATE.fullmatch(name)
+    if template is not None:
+        begin, chosen, end = template.groups()
+        return f"{begin}{'?' * len(chosen)}{glob_text(end)}"
     stem, dot, ending = name.partition(".") if not name.startswith(".") else (name, "", "")
     number = re.search(r"\d{3,}$", name)
     if number is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from typing import Any
@@ -60,8 +61,9 @@ def _target(record: dict[str, Any]) -> str | None:
     match record.get("target"):
         case {"path": str(path)}:
             return path
-        case {"program": str(program), "argv": [_, *arguments]}:
-            return " ".join([program, *arguments])
+        case {"program": str(program), "argv": [str(called), *arguments]}:
+            named = called in (program, os.path.basename(program))
+            return " ".join([program, *arguments, *([] if named else [f"(as {called})"])])
         case None:
             return None
         case other:
