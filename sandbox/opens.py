@@ -152,10 +152,15 @@ def _open_own(note: Notification, number: int, flags: int) -> int | None:
     with note.mediator.resolver.pin_descriptor(note.caller, number) as pinned:
         kind = stat.S_IFMT(os.fstat(pinned.fd).st_mode)
         handle = f"/proc/self/fd/{number}"
-        has = kind in (stat.S_IFIFO, stat.S_IFCHR) and _holds(note, number, pinned, flags)
-        if has or pinned.path == handle:
-            # a pipe or terminal it has open already, or no name in any file system: nothing
-            # new is reached
+        nameless = pinned.path == handle
+        has = (nameless or kind in (stat.S_IFIFO, stat.S_IFCHR)) and _holds(
+            note, number, pinned, flags
+        )
+        if nameless and not has:
+            # SAFETY: the other end of a pipe, or writing to a file that it may only read, is new
+            raise error(errno.EACCES)
+        if has:
+            # a pipe or terminal, or what has no name in its view, open already: nothing new
             judge(note, "file.read", handle)
         else:
             return _open_existing(note, pinned, flags & ~(os.O_CREAT | os.O_EXCL))
@@ -174,7 +179,9 @@ def _holds(note: Notification, number: int, pinned: Pinned, flags: int) -> bool:
     """
     has = held(note.caller, number, pinned.fd)
     wanted, given = flags & os.O_ACCMODE, has & os.O_ACCMODE
-    return not has & linux.O_PATH and (given == os.O_RDWR or wanted == given)
+    if has & linux.O_PATH or (flags & os.O_TRUNC and given == os.O_RDONLY):
+        return False
+    return given == os.O_RDWR or wanted == given
 
 
 def _wait_for_fifo(note: Notification, pinned: Pinned, flags: int) -> None:

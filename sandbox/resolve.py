@@ -232,7 +232,8 @@ class Resolver:
             raise error(errno.EBADF) from None
         try:
             path = self.path_of(fd)
-            if not path.startswith("/") or path.startswith("/memfd:"):
+            named = path.startswith("/") and not path.startswith("/memfd:")
+            if not named or not self._is_here(fd, path):
                 path = f"/proc/self/fd/{number}"
             elif self.confinement is not None:
                 is_open = not held(caller, number, fd) & linux.O_PATH
@@ -241,6 +242,28 @@ class Resolver:
             os.close(fd)
             raise
         return Pinned(fd, self.canonical(caller, path))
+
+    def _is_here(self, fd: int, path: str) -> bool:
+        """Whether a descriptor's path means in the agent's view what it says.
+
+        SAFETY: what the agent was started with may lie where its view has another directory of
+        that name (/tmp): it must not be judged as a file of the session's own.
+        """
+        if self.confinement is not None or path.startswith("/dev/char/"):
+            return True  # the host's view; what path_of has named
+        device = os.fstat(fd).st_dev
+        while True:
+            try:
+                there = self.open(path, linux.O_PATH | os.O_NOFOLLOW)
+            except OSError:
+                if path == "/":
+                    return False
+                path = os.path.dirname(path)  # the name may be gone: where it was, then
+                continue
+            try:
+                return os.fstat(there).st_dev == device
+            finally:
+                os.close(there)
 
     def pin_parent(
         self, caller: Caller, dirfd: int, path: str, nameless: Nameless = Nameless.MADE
