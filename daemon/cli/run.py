@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from safeclaw.policies.compiled import CompiledPolicy
     from safeclaw.policies.document import Policy
 
+#: How long a fresh broker may take to write what a lost one has not, in seconds for each answer:
+#: nobody else has those records, and a disk that is busy takes seconds for a sync.
+_RECOVERY = 30.0
+
 
 def run(words: list[str]) -> int:
     """Run an agent; return the exit status to end with."""
@@ -276,7 +280,7 @@ class _Run:
                 gate.unacknowledged,
                 reason=lost,
                 status=status,
-                timeout=1.0 if gate.silent else client.ANSWER,
+                timeout=1.0 if gate.silent else _RECOVERY,
             )
         except SafeclawError as problem:
             count = len(gate.unacknowledged)
