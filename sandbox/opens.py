@@ -158,8 +158,10 @@ def _open_own(note: Notification, number: int, flags: int) -> int | None:
         )
         if nameless and not has:
             # SAFETY: the other end of a pipe, or writing to a file that it may only read, is new
-            raise error(errno.EACCES)
-        if has:
+            if flags & (os.O_ACCMODE | os.O_TRUNC) == os.O_RDONLY:
+                raise error(errno.EACCES)  # no rule: each lets a process read its own /proc
+            judge(note, "file.write.modify", handle)
+        elif has:
             # a pipe or terminal, or what has no name in its view, open already: nothing new
             judge(note, "file.read", handle)
         else:

@@ -261,7 +261,8 @@ class Resolver:
                 path = os.path.dirname(path)  # the name may be gone: where it was, then
                 continue
             try:
-                return os.fstat(there).st_dev == device
+                # SAFETY: by no link of the agent's, which may lead to a file of that device
+                return self.path_of(there) == path and os.fstat(there).st_dev == device
             finally:
                 os.close(there)
 

@@ -65,6 +65,30 @@ def test_a_file_of_the_hosts_tmp_is_not_taken_for_one_of_the_sessions(person: Pe
     assert str(found["log"]).startswith("of somebody before")
 
 
+def test_a_link_of_the_agents_does_not_make_it_one(person: Person) -> None:
+    given = person.base / "kept" / "given"
+    if not str(given).startswith("/tmp/"):
+        pytest.skip("pytest's directories are not below /tmp")
+    given.parent.mkdir()
+    given.write_text("given to be read")
+    person.own()
+    person.write("given", "of the workspace: the same device, under the same name by a link")
+    person.write(
+        "agent.py",
+        "import os\n"
+        f"os.symlink({str(person.workspace)!r}, {str(given.parent)!r})\n"
+        f"print(os.path.exists({str(given)!r}), flush=True)\n"
+        "try:\n"
+        "    os.write(os.open('/proc/self/fd/0', os.O_RDWR | os.O_TRUNC), b'x')\n"
+        "except PermissionError:\n"
+        "    print('denied')\n",
+    )
+    command = ("run", *options_here(), "--no-prompt", "--", "/usr/bin/python3", "-IS", "agent.py")
+    done = person.finish(person.popen(*command, redirect=f"< {given}"))
+    assert done.stdout.split() == ["True", "denied"], done.stderr
+    assert given.read_text() == "given to be read"
+
+
 def test_the_other_end_of_a_pipe_is_not_had(person: Person) -> None:
     person.write(
         "agent.py",
