@@ -9,6 +9,7 @@ means the same.  A wildcard names nothing that could be written down.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import threading
@@ -86,8 +87,11 @@ class Hosts:
         threads = [
             threading.Thread(target=self._ask, args=(name,), daemon=True) for name in self._allowed
         ]
-        for thread in threads:
-            thread.start()
+        try:
+            for thread in threads:
+                thread.start()
+        except RuntimeError:  # no more threads: the next who opens it may have them
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None
         until = time.monotonic() + _PATIENCE
         for thread in threads:
             thread.join(max(0.0, until - time.monotonic()))

@@ -30,6 +30,8 @@ def test_a_killed_broker_stops_the_agent_and_loses_no_record(person: Person) -> 
     assert "the broker has gone; nothing is allowed any more, the agent is stopped" in ended.stderr
     assert "hint: the broker is pid " in ended.stderr
     assert "Traceback" not in ended.stderr
+    # the fresh broker has what the lost one had not written
+    assert "nobody confirms" not in ended.stderr, ended.stderr
     made = work.made()
     assert len(made) >= 20
     assert made <= recorded(person)

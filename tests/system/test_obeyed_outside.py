@@ -42,7 +42,7 @@ def test_git_outside_is_not_led_to_settings_of_the_agents_own(
 
 
 @pytest.mark.parametrize("policy", ["wide.yaml", "default", "coding-agent"])
-@pytest.mark.parametrize("way", [".profile", ".bash_profile", ".bashrc", ".local/bin/ls"])
+@pytest.mark.parametrize("way", [".profile", ".bash_profile", ".bashrc", ".local/bin/ls", "bin/ls"])
 def test_a_workspace_that_is_the_home_gives_no_login_outside_what_to_run(
     person: Person, policy: str, way: str
 ) -> None:
@@ -50,12 +50,12 @@ def test_a_workspace_that_is_the_home_gives_no_login_outside_what_to_run(
     chosen = str(person.base / policy) if policy == "wide.yaml" else policy
     home = {"HOME": str(person.workspace)}
     script = (
-        f"mkdir -p .local/bin; echo 'touch ran' >{way}; chmod +x {way}; mkdir aside; "
+        f"mkdir -p .local/bin bin; echo 'touch ran' >{way}; chmod +x {way}; mkdir aside; "
         "echo work >work; mv .local aside"
     )
     person.safeclaw("run", "-q", "--policy", chosen, "--", "sh", "-c", script, **home)
     assert (person.workspace / "work").read_text() == "work\n"
-    login = "PATH=$HOME/.local/bin:$HOME/aside/.local/bin:$PATH; . ~/.bashrc; ls; true"
+    login = "PATH=$HOME/bin:$HOME/.local/bin:$HOME/aside/.local/bin:$PATH; . ~/.bashrc; ls; true"
     person.finish(person.start(["bash", "-lc", login], person.workspace, **home))
     assert (person.workspace / "ran").exists() is (policy == "wide.yaml")
 
