@@ -31,10 +31,10 @@ class Errands:
             self._open += 1
             self._change.notify_all()
 
-    def settle(self) -> None:
-        """Wait until all that was put is done."""
+    def settle(self, seconds: float | None = None) -> None:
+        """Wait until all that was put is done, at most so long."""
         with self._change:
-            self._change.wait_for(lambda: not self._open)
+            self._change.wait_for(lambda: not self._open, seconds)
 
     def _run(self) -> None:
         while True:

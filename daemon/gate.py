@@ -63,6 +63,7 @@ class Gate:
         on_killed: Callable[[str], None] | None = None,
         adopt: Adoption | None = None,
         adopted: str = "",
+        on_adopted: Callable[[Policy], None] = lambda _policy: None,
         reconnect: Reconnect | None = None,
     ) -> None:
         self._judge = Judge(policy, strict=strict, observe=observe)
@@ -73,6 +74,7 @@ class Gate:
         self._on_killed = on_killed
         self._adopt = adopt
         self._adopted = adopted
+        self._on_adopted = on_adopted
         self._adoptions = Errands("adoption")
         self._asking: dict[int, Attempt] = {}
         self._line = Line(
@@ -231,6 +233,8 @@ class Gate:
         except Exception as problem:
             # INVARIANT: the broker counts on it; what cannot be adopted must not be ignored.
             line.lose(f"the new policy cannot be adopted: {problem}")
+            return
+        self._on_adopted(policy)
 
     # ---- what is refused without a policy
 

@@ -154,10 +154,13 @@ class SystemBroker:
 
     # ---- what a person does
 
-    def run(self, person: Person, *words: str, key: str = "") -> subprocess.Popen[str]:
-        """Start ``safeclaw run WORDS…`` as a person, with this broker."""
+    def run(
+        self, person: Person, *words: str, key: str = "", redirect: str = ""
+    ) -> subprocess.Popen[str]:
+        """Start ``safeclaw run WORDS…`` as a person, with this broker; see ``Person.popen``."""
         more = {"SAFECLAW_API_KEY": key} if key else {}
-        return person.popen("run", "--broker", str(self.socket), *words, **more)
+        words = ("run", "--broker", str(self.socket), *words)
+        return person.popen(*words, redirect=redirect, **more)
 
 
 def until_line(process: subprocess.Popen[str], word: str) -> str:

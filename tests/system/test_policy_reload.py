@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import pytest
 
 from tests.system.conftest import Person
-from tests.system.demo import DEMO, at_work, making, member, pace_of
+from tests.system.demo import DEMO, STEPS, at_work, making, member, pace_of
 from tests.system.system_broker import Making
 
 __all__ = ["making", "member"]
@@ -35,6 +36,39 @@ def test_a_narrower_policy_binds_the_running_session(making: Making, member: Per
     for one in decided:
         assert one["policy"]["sha256"] == (before if one["attempt"] < adopted else after)
     assert broker.verify().returncode == 0
+
+
+#: Leaves no room in what it shares with the supervisor for what that has to say.
+_FILLS = """\
+import os
+os.set_blocking(2, False)
+try:
+    while True:
+        os.write(2, b"-")
+except BlockingIOError:
+    os.set_blocking(2, True)
+"""
+
+
+def test_a_stderr_that_the_agent_has_filled_holds_no_policy_up(
+    making: Making, member: Person
+) -> None:
+    broker = making()
+    key = broker.add("demo")
+    os.mkfifo(member.base / "stderr")
+    member.own()
+    reader = os.open(member.base / "stderr", os.O_RDONLY | os.O_NONBLOCK)
+    with pace_of(member) as pace:
+        member.write("steps.py", _FILLS + STEPS)
+        words = ("--agent", "demo", "--", "/usr/bin/python3", "steps.py", "stop")
+        with broker.run(member, *words, key=key, redirect=f"2>{member.base}/stderr") as running:
+            pace.steps(3)
+            broker.policy("demo", NARROW)
+            try:
+                assert running.wait(60) == 9
+            finally:
+                running.kill()
+    os.close(reader)
 
 
 def test_an_invalid_policy_changes_nothing_and_is_recorded(making: Making, member: Person) -> None:
