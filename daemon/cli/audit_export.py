@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -15,13 +15,14 @@ import msgspec
 from safeclaw.daemon.cli.audit import common, filters, period_options
 from safeclaw.daemon.cli.unwinding import unwinding
 from safeclaw.daemon.evidence import period
-from safeclaw.daemon.evidence.export import PROOFS, beside, export, open_output
+from safeclaw.daemon.evidence.export import PROOFS, export
 from safeclaw.daemon.evidence.formats import FORMATS
 from safeclaw.daemon.evidence.sample import draw
 from safeclaw.daemon.evidence.selection import Query
+from safeclaw.daemon.evidence.whole import whole, writable
 from safeclaw.daemon.journal.filter import EVERY, Filter
 from safeclaw.daemon.journal.text import safe, summary
-from safeclaw.errors import JournalError, UsageError
+from safeclaw.errors import UsageError
 
 
 def query_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -59,31 +60,26 @@ def export_command(
 ) -> None:
     """Write the records, then say how many there were and how many were left out."""
     asked = query(since, until, wanted)
-    if output is None:
-        manifest = export(state / "journal", asked, format_name, sys.stdout.write, prove=PROOFS)
-        sys.stdout.flush()
-    else:
-        partial, path = beside(Path(output))
-        manifest_file = manifest_file or f"{output}.manifest.json"
-        if Path(manifest_file).resolve() == path:
-            raise UsageError(
-                f"--manifest {safe(manifest_file)}: that is the export itself",
-                hint="without --manifest it goes to FILE.manifest.json",
-            )
-        with unwinding():
-            try:
-                with open_output(partial) as stream:
-                    manifest = export(state / "journal", asked, format_name, stream.write)
-                os.replace(partial, path)
-            except OSError as error:
-                raise JournalError.of(error, path) from error
-            finally:
-                partial.unlink(missing_ok=True)
-    if manifest_file is not None:
-        try:
-            Path(manifest_file).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
-        except OSError as error:
-            raise JournalError.of(error, manifest_file) from error
+    journal = state / "journal"
+    with unwinding(), contextlib.ExitStack() as stack:
+        if output is None:
+            manifest = export(journal, asked, format_name, sys.stdout.write, prove=PROOFS)
+            sys.stdout.flush()
+        else:
+            manifest_file = manifest_file or f"{output}.manifest.json"
+            if Path(manifest_file).resolve() == writable(Path(output)):
+                raise UsageError(
+                    f"--manifest {safe(manifest_file)}: that is the export itself",
+                    hint="without --manifest it goes to FILE.manifest.json",
+                )
+            writable(Path(manifest_file))
+            partial = stack.enter_context(whole(Path(output)))
+            with partial.open("w", encoding="utf-8", newline="") as stream:
+                manifest = export(journal, asked, format_name, stream.write)
+        if manifest_file is not None:
+            # before an older export is replaced: the two go together
+            with whole(Path(manifest_file)) as named:
+                named.write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
     if as_json and output is not None:
         click.echo(
             msgspec.json.encode({"records": manifest.records, "left_out": manifest.left_out})

@@ -193,17 +193,10 @@ def _say(url: str, size: int, at: int | None, as_json: bool) -> None:
 
 
 def _keep(path: Path, note: str) -> None:
-    from safeclaw.daemon.evidence.export import beside
+    from safeclaw.daemon.evidence.whole import whole
 
-    partial, path = beside(path)
-    with unwinding():
-        try:
-            partial.write_text(note, "utf-8")
-            os.replace(partial, path)
-        except OSError as error:
-            raise JournalError.of(error, path) from error
-        finally:
-            partial.unlink(missing_ok=True)
+    with unwinding(), whole(path) as partial:
+        partial.write_text(note, "utf-8")
 
 
 def _time(seconds: int) -> str:

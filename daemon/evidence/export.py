@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 import msgspec
 
@@ -139,30 +139,3 @@ def holds(proof: InclusionProof, checkpoint: str, keys: list[note.PublicKey]) ->
         "the checkpoint is not signed by a key that is known",
         hint="safeclaw audit keys export writes the chain's keys, each epoch's",
     )
-
-
-def beside(path: Path) -> tuple[Path, Path]:
-    """Return where to write what is to take a file's place when it is whole, and that place.
-
-    Raises:
-        JournalError: what is there is no file to be replaced, but a device such as /dev/null.
-    """
-    try:
-        path = path.resolve()
-        if path.exists() and not path.is_file():
-            raise JournalError(f"{path}: not an ordinary file", hint="name one to be written")
-    except OSError as error:
-        raise JournalError.of(error, path) from error
-    return path.with_name(path.name + ".partial"), path
-
-
-def open_output(path: Path) -> IO[str]:
-    """Open a file to export to.
-
-    Raises:
-        JournalError: it cannot be written.
-    """
-    try:
-        return path.open("w", encoding="utf-8", newline="")
-    except OSError as error:
-        raise JournalError.of(error, path) from error

@@ -22,9 +22,10 @@ from typing import Final
 import msgspec
 
 from safeclaw.daemon.evidence import controls, derived, history, pages
-from safeclaw.daemon.evidence.export import beside, export, open_output, tool
+from safeclaw.daemon.evidence.export import export, tool
 from safeclaw.daemon.evidence.selection import Query
 from safeclaw.daemon.evidence.summary import summarize
+from safeclaw.daemon.evidence.whole import whole, writable
 from safeclaw.daemon.journal import files, keys, verifier
 from safeclaw.daemon.journal.note import NoteError, PublicKey, open_note
 from safeclaw.daemon.journal.report import Report, Status, whose
@@ -96,7 +97,7 @@ def build(
     Raises:
         JournalError: the journal, its keys or the output cannot be read or written.
     """
-    beside(output)
+    writable(output)
     try:
         with tempfile.TemporaryDirectory(prefix="safeclaw-evidence-") as place:
             return _build(state, query, output, Path(place), repository, on_step)
@@ -128,7 +129,7 @@ def _build(
     # Without the keys beside it: they come from the same host, and are no anchor.
     report = verifier.verify(chain)
     on_step("exporting the period")
-    with open_output(place / "export.jsonl") as stream:
+    with (place / "export.jsonl").open("w", encoding="utf-8", newline="") as stream:
         manifest = export(chain, query, "jsonl", stream.write)
     if not manifest.records:
         on_step("no records in this period: widen --since and --until")
@@ -216,15 +217,10 @@ def _digest(path: Path) -> str:
 
 
 def _pack(place: Path, output: Path) -> None:
-    partial, output = beside(output)
-    try:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
-            for path in sorted(place.rglob("*")):
-                if path.is_file():
-                    archive.write(path, str(path.relative_to(place)))
-        os.replace(partial, output)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole(output) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(place.rglob("*")):
+            if path.is_file():
+                archive.write(path, str(path.relative_to(place)))
 
 
 def check(

@@ -312,3 +312,13 @@ def test_an_export_is_not_overwritten_by_its_manifest(state: Path, tmp_path: Pat
         assert isinstance(result.exception, UsageError)
         assert "that is the export itself" in result.exception.message
         assert not output.exists()
+
+
+def test_an_older_export_stays_where_its_new_manifest_cannot_be_written(state: Path) -> None:
+    exported(state, "jsonl")
+    before = {path: path.read_bytes() for path in state.glob("out.*")}
+    words = ("--decision", "deny", "--output", str(state / "out.jsonl"))
+    result = run("export", "--state", str(state), *words, "--manifest", str(state / "no/where"))
+    assert isinstance(result.exception, JournalError)
+    assert "no/where: No such file" in result.exception.message
+    assert before == {path: path.read_bytes() for path in state.glob("out.*")}
