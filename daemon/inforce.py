@@ -139,8 +139,10 @@ class InForce:
     def watched(self) -> set[str]:
         """Return the directories in which a change can change what is in force, or waits."""
         files = {path for one in self.states for each in one.live for path in each.files}
-        places = {os.path.dirname(os.path.realpath(path)) for path in files}
-        return {*places, str(self._directory)}
+        # a link on the way may be changed where it lies
+        ways = {way for path in (*files, str(self._directory)) for way in source.links(path)}
+        ends = {os.path.realpath(path) for path in files}
+        return {*map(os.path.dirname, ways | ends), str(self._directory)}
 
     def hashes(self) -> dict[str, str]:
         """Return the hash of what is in force under each reference."""

@@ -71,8 +71,9 @@ class Lookout:
             sweep = self._authority.policies.sweep(self._journal)
             threading.Thread(target=sweep, name="sweep", daemon=True).start()
         told: list[Session] = []
+        looked = False
         while not self._looked.empty():
-            self._looking = False
+            looked, self._looking = True, False
             self._authority.policies.accept(self._looked.get())
             self._authority.changed()
             told += self._told_now
@@ -80,7 +81,8 @@ class Lookout:
             if self._again:
                 self.look()
         policies = self._authority.policies
-        if self._watch is not None and self._turn != policies.turn:
+        # the same texts may lie elsewhere by now
+        if self._watch is not None and (looked or self._turn != policies.turn):
             self._turn = policies.turn
             if self._watch.update(policies.watched()):
                 self.look()

@@ -2,7 +2,7 @@
 
 It watches directories, because editors and packages replace files; what changed, and
 whether it is valid, is for the reader to find out.  A directory may itself be replaced, or
-come later, where the one it lies in is there; one behind a link that is changed is not seen.
+come later, where the one it lies in is there.
 """
 
 from __future__ import annotations

@@ -71,6 +71,28 @@ def test_a_stderr_that_the_agent_has_filled_holds_no_policy_up(
     os.close(reader)
 
 
+def test_a_link_on_the_way_that_leads_elsewhere_is_noticed(making: Making, member: Person) -> None:
+    broker = making()
+    releases = broker.config / "releases"
+    for name in ("one", "two"):
+        (releases / name).mkdir(parents=True)
+        (releases / name / "demo.yaml").write_text(DEMO)
+    (releases / "current").symlink_to("one")
+    place = broker.config / "policies/demo.yaml"
+    place.unlink()
+    place.symlink_to("../releases/current/demo.yaml")
+    key = broker.add("demo")
+    with at_work(broker, member, key, "stop") as (pace, running):
+        pace.steps(3)
+        (releases / "next").symlink_to("two")
+        (releases / "next").rename(releases / "current")
+        pace.steps(3)
+        (releases / "two/demo.yaml").write_text(NARROW)
+        assert running.wait(60) == 9
+        running.communicate()
+    assert broker.verify().returncode == 0
+
+
 def test_an_invalid_policy_changes_nothing_and_is_recorded(making: Making, member: Person) -> None:
     broker = making()
     key = broker.add("demo")
