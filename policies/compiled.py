@@ -231,7 +231,11 @@ class CompiledPolicy:
         return self._verdicts[at], at
 
     def _refuse_path(self, action: str, path: str) -> Verdict | None:
-        if not path.startswith("/") or "/../" in path or path.endswith("/.."):
+        if not path.startswith("/"):
+            return Verdict(
+                Decision.DENY, PROTECTED, "not a file of the view, and not open for this"
+            )
+        if "/../" in path or path.endswith("/.."):
             return Verdict(Decision.DENY, PROTECTED, "the path is not canonical")
         inside = lies_in(path, self.context.protected)
         if inside is not None:

@@ -20,7 +20,7 @@ from safeclaw.sandbox.pinning import (
     pin,
     require_read,
 )
-from safeclaw.sandbox.resolve import Nameless, Pinned, at, error, held, join
+from safeclaw.sandbox.resolve import UNHELD, Nameless, Pinned, at, error, held, join
 
 #: The openat2(2) resolve flag that holds for every walk of the supervisor; with the others the
 #: call is answered as by a kernel that has it not.
@@ -71,6 +71,10 @@ def _send(note: Notification, fd: int, flags: int) -> None:
 def _open_path(note: Notification, dirfd: int, path: str, flags: int) -> int | None:
     # An O_PATH descriptor cannot be injected (EBADF): hand over O_RDONLY, judged as a read.
     follow = not flags & os.O_NOFOLLOW
+    resolver, caller = note.mediator.resolver, note.caller
+    own = resolver.own_descriptor(caller, resolver.absolute(caller, dirfd, path))
+    if own is not None and follow:
+        return _open_own(note, own, os.O_NONBLOCK | flags & (os.O_DIRECTORY | os.O_CLOEXEC))
     with pin(note, "file.read", dirfd, path, follow=follow) as pinned:
         judge(note, "file.read", pinned.path)
         _send(note, pinned.reopen(os.O_RDONLY | os.O_NONBLOCK | flags & os.O_DIRECTORY), flags)
@@ -152,15 +156,16 @@ def _open_own(note: Notification, number: int, flags: int) -> int | None:
     with note.mediator.resolver.pin_descriptor(note.caller, number) as pinned:
         kind = stat.S_IFMT(os.fstat(pinned.fd).st_mode)
         handle = f"/proc/self/fd/{number}"
-        nameless = pinned.path == handle
+        nameless = pinned.path in (handle, UNHELD + handle)
         has = (nameless or kind in (stat.S_IFIFO, stat.S_IFCHR)) and _holds(
             note, number, pinned, flags
         )
         if nameless and not has:
             # SAFETY: the other end of a pipe, or writing to a file that it may only read, is new
             if flags & (os.O_ACCMODE | os.O_TRUNC) == os.O_RDONLY:
-                raise error(errno.EACCES)  # no rule: each lets a process read its own /proc
-            judge(note, "file.write.modify", handle)
+                # under no name of a rule's: each policy lets a process read its own /proc
+                judge(note, "file.read", UNHELD + handle)
+            judge(note, "file.write.modify", pinned.path)
         elif has:
             # a pipe or terminal, or what has no name in its view, open already: nothing new
             judge(note, "file.read", handle)

@@ -90,6 +90,9 @@ class Pinned:
 
 _DELETED = " (deleted)"
 _TERMINALS = "/dev/pts/"
+#: What a descriptor's name begins with that is nothing to the agent but a place (O_PATH): no path,
+#: so that no rule allows it.
+UNHELD = "unheld:"
 
 
 class Resolver:
@@ -225,46 +228,65 @@ class Resolver:
             raise
 
     def pin_descriptor(self, caller: Caller, number: int) -> Pinned:
-        """Pin what the caller's own descriptor ``number`` refers to."""
+        """Pin what the caller's own descriptor ``number`` refers to.
+
+        SAFETY: what has no name in the agent's view is judged as its own descriptor, which it has
+        open already; where it has not (O_PATH), by no name that a rule could allow.
+        """
         try:
             fd = os.open(f"/proc/{caller.pid}/fd/{number}", linux.O_PATH | os.O_CLOEXEC)
         except FileNotFoundError:
             raise error(errno.EBADF) from None
         try:
             path = self.path_of(fd)
-            named = path.startswith("/") and not path.startswith("/memfd:")
-            if not named or not self._is_here(fd, path):
-                path = f"/proc/self/fd/{number}"
-            elif self.confinement is not None:
+            if not self._is_here(caller, number, fd, path):
                 is_open = not held(caller, number, fd) & linux.O_PATH
-                self.confinement.require(fd, path, held=is_open)
+                path = ("" if is_open else UNHELD) + f"/proc/self/fd/{number}"
         except BaseException:
             os.close(fd)
             raise
         return Pinned(fd, self.canonical(caller, path))
 
-    def _is_here(self, fd: int, path: str) -> bool:
+    def _is_here(self, caller: Caller, number: int, fd: int, path: str) -> bool:
         """Whether a descriptor's path means in the agent's view what it says.
 
-        SAFETY: what the agent was started with may lie where its view has another directory of
-        that name (/tmp): it must not be judged as a file of the session's own.
+        SAFETY: what the agent was handed may lie where its view has another file of that name
+        (/tmp, another mount namespace): it must not be judged as a file of the session's own.
         """
-        if self.confinement is not None or path.startswith("/dev/char/"):
-            return True  # the host's view; what path_of has named
-        device = os.fstat(fd).st_dev
-        while True:
+        if not path.startswith("/") or path.startswith("/memfd:"):
+            return False
+        if self.confinement is not None:
+            is_open = not held(caller, number, fd) & linux.O_PATH
             try:
-                there = self.open(path, linux.O_PATH | os.O_NOFOLLOW)
+                self.confinement.require(fd, path, held=is_open)
             except OSError:
-                if path == "/":
-                    return False
-                path = os.path.dirname(path)  # the name may be gone: where it was, then
-                continue
-            try:
-                # SAFETY: by no link of the agent's, which may lead to a file of that device
-                return self.path_of(there) == path and os.fstat(there).st_dev == device
-            finally:
-                os.close(there)
+                return False
+        if path.startswith("/dev/char/"):
+            return True  # what path_of has named
+        found = self._at(path)
+        if found is not None and os.path.samestat(found[0], os.fstat(fd)):
+            return True
+        # the name is gone, or another file's by now: in the mount where it was, all the same?
+        while path != "/":
+            path = os.path.dirname(path)
+            found = self._at(path)
+            if found is not None:
+                return found[1] == _mount(fd)
+        return False
+
+    def _at(self, path: str) -> tuple[os.stat_result, str] | None:
+        """Return what a path is in the agent's view, and the id of its mount.
+
+        SAFETY: None where it leads over a link: those are the agent's to make.
+        """
+        try:
+            fd = self.open(path, linux.O_PATH | os.O_NOFOLLOW)
+        except OSError:
+            return None
+        try:
+            return (os.fstat(fd), _mount(fd)) if self.path_of(fd) == path else None
+        finally:
+            os.close(fd)
 
     def pin_parent(
         self, caller: Caller, dirfd: int, path: str, nameless: Nameless = Nameless.MADE
@@ -339,6 +361,12 @@ def held(caller: Caller, number: int, fd: int) -> int:
         return fcntl.fcntl(own, fcntl.F_GETFL) if same else linux.O_PATH
     finally:
         os.close(own)
+
+
+def _mount(fd: int) -> str:
+    """Return the id of the mount that a descriptor lies in (proc_pid_fdinfo(5))."""
+    with open(f"/proc/self/fdinfo/{fd}") as source:
+        return dict(line.split(":", 1) for line in source)["mnt_id"]
 
 
 def join(directory: str, name: str) -> str:

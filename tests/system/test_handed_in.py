@@ -4,25 +4,58 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
+import socket
+import subprocess
+import threading
 
 import pytest
 
 from tests.system.conftest import Person, options_here
 
-AGENT = """
-import json, os
+#: What each agent begins with.
+BEGIN = """
+import ctypes, json, os, socket, struct
+libc = ctypes.CDLL(None, use_errno=True)
+def place(path):
+    # openat2(2), which is the supervisor's for O_PATH, too: it hands over O_RDONLY
+    fd = libc.syscall(437, -100, path.encode(), struct.pack("QQQ", os.O_PATH, 0, 0), 24)
+    if fd < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return fd
 def attempt(work):
     try:
         return work()
     except OSError as problem:
         return problem.strerror
+"""
+AGENT = """
 print(json.dumps({
     "read": attempt(lambda: os.read(os.open("/proc/self/fd/0", os.O_RDONLY), 100).decode()),
     "mode": attempt(lambda: os.fchmod(0, 0o666)),
     "write": attempt(lambda: os.write(os.open("/proc/self/fd/0", os.O_RDWR | os.O_TRUNC), b"x")),
     "log": attempt(lambda: os.read(os.open("/proc/self/fd/2", os.O_RDONLY), 100).decode()),
+    "place": attempt(lambda: os.read(place("/proc/self/fd/2"), 100).decode()),
 }))
+"""
+#: What is told of a place that is only looked at, below a directory that somebody hands over.
+LOOKER = """
+door = socket.socket(socket.AF_UNIX)
+door.connect("door")
+directory = socket.recv_fds(door, 1, 1)[1][0]
+fd = os.open("kept", os.O_PATH, dir_fd=directory)
+key = os.open("kept/key", os.O_PATH, dir_fd=directory)
+here = f"/proc/self/fd/{fd}"
+def watch():
+    if libc.inotify_add_watch(libc.inotify_init(), here.encode(), 0x100) < 0:
+        raise PermissionError(13, os.strerror(ctypes.get_errno()))
+    return "told"
+print(json.dumps([
+    attempt(lambda: os.read(os.open(f"/proc/self/fd/{key}", os.O_RDONLY), 100).decode()),
+    attempt(lambda: os.read(place(f"/proc/self/fd/{key}"), 100).decode()),
+    attempt(lambda: os.getxattr(f"/proc/self/fd/{key}", "user.key").decode()),
+    attempt(lambda: os.listdir(place(here))),
+    attempt(watch),
+]))
 """
 #: The supervisor with the defence off: a path is believed wherever it is one.
 BELIEVED = """
@@ -34,35 +67,130 @@ sys.exit(main())
 """
 
 
-def _run(person: Person, given: Path, log: str) -> dict[str, object]:
-    given.write_text("given to be read")
-    given.chmod(0o600)
+#: The same: whatever is open counts as open for all.
+HELD = BELIEVED.replace("resolve.Resolver._is_here", "opens._holds").replace("resolve", "opens")
+
+
+def _weaken(person: Person, text: str) -> None:
+    driver = person.base / "driver.py"
+    driver.write_text(text)
+    person.program[1:] = [str(driver)]
+
+
+def _command(isolation: str = "full", *more: str) -> list[str]:
+    run = ["run", *options_here(isolation), "--no-prompt", *more]
+    return [*run, "--", "/usr/bin/python3", "-IS", "agent.py"]
+
+
+def _run(person: Person, isolation: str, redirect: str) -> dict[str, object]:
     person.own()
-    person.write("agent.py", AGENT)
-    command = ("run", *options_here(), "--no-prompt", "--", "/usr/bin/python3", "-IS", "agent.py")
-    done = person.finish(person.popen(*command, redirect=f"< {given} {log}"))
+    person.write("agent.py", BEGIN + AGENT)
+    done = person.finish(person.popen(*_command(isolation), redirect=redirect))
     assert done.returncode == 0, done.stderr
     found: dict[str, object] = json.loads(done.stdout)
     return found
 
 
-def test_a_file_of_the_hosts_tmp_is_not_taken_for_one_of_the_sessions(person: Person) -> None:
+@pytest.mark.parametrize("isolation", ["full", "landlock"])
+def test_a_file_of_the_hosts_tmp_is_not_taken_for_one_of_the_sessions(
+    person: Person, isolation: str
+) -> None:
     given = person.base / "given"  # below /tmp, as a log or a document often is
     if not str(given).startswith("/tmp/"):
         pytest.skip("pytest's directories are not below /tmp")
+    given.write_text("given to be read")
+    given.chmod(0o600)
     log = person.base / "log"
     log.write_text("of somebody before")
     denied = os.strerror(13)
-    found = _run(person, given, f"2>> {log}")
-    assert found == {"read": "given to be read", "mode": denied, "write": denied, "log": denied}
+    found = _run(person, isolation, f"< {given} 2>> {log}")
+    no = dict.fromkeys(("mode", "write", "log", "place"), denied)
+    assert found == {"read": "given to be read", **no}
     assert (given.read_text(), given.stat().st_mode & 0o777) == ("given to be read", 0o600)
+    refused = [one["target"] for one in person.records("--decision", "deny")]
+    assert refused[-2:] == [{"path": "unheld:/proc/self/fd/2"}] * 2
 
-    driver = person.base / "driver.py"
-    driver.write_text(BELIEVED)
-    person.program[1:] = [str(driver)]
-    found = _run(person, given, f"2>> {log}")
+    _weaken(person, BELIEVED)
+    found = _run(person, isolation, f"< {given} 2>> {log}")
     assert (given.read_text(), given.stat().st_mode & 0o777) == ("x", 0o666)
     assert str(found["log"]).startswith("of somebody before")
+    assert str(found["place"]).startswith("of somebody before")
+
+
+@pytest.mark.parametrize("isolation", ["full", "landlock"])
+def test_a_file_of_another_mount_namespace_is_not_taken_for_the_one_here(
+    person: Person, isolation: str
+) -> None:
+    theirs, place = person.base / "theirs", person.workspace / "place"
+    for directory in (theirs, place):
+        directory.mkdir()
+    given = theirs / "given"
+    given.write_text("given to be read")
+    given.chmod(0o600)
+    person.own()
+    person.stdin = subprocess.PIPE
+    there = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    there += ['mount --bind "$1" "$2" && echo there && exec cat', "sh", str(theirs), str(place)]
+    with person.start(there, person.base) as keeper:
+        assert keeper.stdin is not None
+        assert keeper.stdout is not None
+        assert keeper.stdout.readline() == "there\n"
+        person.stdin = subprocess.DEVNULL
+        redirect = f"< /proc/{keeper.pid}/root{place}/given"
+        denied = os.strerror(13)
+        found = _run(person, isolation, redirect)
+        assert (found["read"], found["mode"], found["write"]) == (
+            *("given to be read", denied, denied),
+        )
+        assert (given.read_text(), given.stat().st_mode & 0o777) == ("given to be read", 0o600)
+
+        _weaken(person, BELIEVED)
+        _run(person, isolation, redirect)
+        assert (given.read_text(), given.stat().st_mode & 0o777) == ("x", 0o666)
+        keeper.stdin.close()
+
+
+@pytest.mark.parametrize("isolation", ["full", "landlock"])
+def test_what_lies_by_a_directory_that_is_handed_over_is_not_read(
+    person: Person, isolation: str
+) -> None:
+    kept = person.base / "kept"
+    if not str(kept).startswith("/tmp/"):
+        pytest.skip("pytest's directories are not below /tmp")
+    kept.mkdir()
+    (kept / "key").write_text("what is not the agent's")
+    os.setxattr(kept / "key", "user.key", b"nor this")
+    person.write("agent.py", BEGIN + LOOKER)
+    person.write(
+        "policy.yaml",
+        'version: "1.0"\nextends: default\nrules:\n'
+        '  - {action: network.connect, path: "door", effect: allow}\n',
+    )
+    directory = os.open(person.base, os.O_RDONLY)
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(str(person.workspace / "door"))
+        door.listen()
+        person.own()
+
+        def hand_over() -> None:
+            for _ in range(2):
+                with door.accept()[0] as connection:
+                    socket.send_fds(connection, [b"x"], [directory])
+
+        threading.Thread(target=hand_over, daemon=True).start()
+
+        def told() -> list[object]:
+            done = person.safeclaw(*_command(isolation, "--policy", "policy.yaml"))
+            assert done.returncode == 0, done.stderr
+            found: list[object] = json.loads(done.stdout)
+            return found
+
+        assert told() == [os.strerror(13)] * 5
+        refused = person.records("--decision", "deny", "--action", "file.read")
+        assert [one["rule"] for one in refused] == ["protected"] * 5
+        _weaken(person, BELIEVED)
+        assert told() == [*["what is not the agent's"] * 2, "nor this", ["key"], "told"]
+    os.close(directory)
 
 
 def test_a_link_of_the_agents_does_not_make_it_one(person: Person) -> None:
@@ -92,18 +220,29 @@ def test_a_link_of_the_agents_does_not_make_it_one(person: Person) -> None:
 def test_the_other_end_of_a_pipe_is_not_had(person: Person) -> None:
     person.write(
         "agent.py",
-        "import os\n"
-        "for number, flags in ((0, os.O_WRONLY), (2, os.O_RDONLY), (0, os.O_RDWR)):\n"
+        BEGIN + "for number, flags in ((0, os.O_WRONLY), (2, os.O_RDONLY), (0, os.O_RDWR)):\n"
         "    try:\n"
-        "        print(os.open(f'/proc/self/fd/{number}', flags | os.O_NONBLOCK))\n"
+        "        os.open(f'/proc/self/fd/{number}', flags | os.O_NONBLOCK)\n"
+        "        print('had')\n"
         "    except PermissionError:\n"
         "        print('denied')\n"
+        "try:\n"
+        "    print('had', place('/proc/self/fd/2') and '')\n"
+        "except PermissionError:\n"
+        "    print('denied')\n"
         "print(os.read(os.open('/dev/stdin', os.O_RDONLY), 100))\n"
         "os.write(os.open('/dev/stderr', os.O_WRONLY), b'said')\n",
     )
-    safeclaw = ["run", *options_here(), "--no-prompt", "--", "/usr/bin/python3", "-IS", "agent.py"]
     command = ["sh", "-c", 'echo in | "$@" 2>&1 >out | cat', "sh"]
-    done = person.finish(person.start([*command, *person.command(*safeclaw)], person.workspace))
-    assert "said" in done.stdout, done.stdout
-    said = (person.workspace / "out").read_text()
-    assert said.split() == ["denied", "denied", "denied", "b'in\\n'"]
+
+    def said() -> list[str]:
+        run = person.command(*_command())
+        done = person.finish(person.start([*command, *run], person.workspace))
+        assert "said" in done.stdout, done.stdout
+        return (person.workspace / "out").read_text().split()
+
+    assert said() == [*["denied"] * 4, "b'in\\n'"]
+    refused = [one["action"] for one in person.records("--decision", "deny")]
+    assert refused == ["file.write.modify", "file.read", "file.write.modify", "file.read"]
+    _weaken(person, HELD)
+    assert said() == [*["had"] * 4, "b'in\\n'"]
