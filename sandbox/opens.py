@@ -296,6 +296,9 @@ def _create(note: Notification, dirfd: int, path: str, flags: int, mode: int) ->
                 pass
             else:
                 return leads if leads.startswith("/") else join(directory.path, leads)
+        if flags & os.O_ACCMODE != os.O_WRONLY:
+            # SAFETY: it can read what somebody else writes there later
+            require_read(note, here)
         judge(note, "file.write.create", here)
         try:
             # SAFETY: O_EXCL, because a file that has come meanwhile was not judged: to make one
