@@ -21,6 +21,7 @@ from safeclaw.policies.model import (
     printable,
     target_fields,
 )
+from safeclaw.sandbox.gate import HELD_BACK
 
 _MEMO_MAX = 32768
 #: How many bytes of records are remembered: an agent chooses how long its paths are.
@@ -111,6 +112,9 @@ class Judge:
         verdict = self._policy.evaluate(attempt)
         answer = self._observed(verdict)
         asks = enforced_by != "absent" and answer is verdict and self._may_ask(attempt)
+        if enforced_by == HELD_BACK:
+            asks = False
+            answer = verdict = Verdict(Decision.DENY, "protected", "not the session's own")
         recorded = recordable(attempt)
         if recorded is not attempt:
             # SAFETY: what no record can hold is not done, whoever says yes or only observes.

@@ -12,11 +12,15 @@ from safeclaw.policies.model import Attempt, Verdict
 Handover = Callable[[int, int], bool]
 
 
+#: Who enforces where there is no view, and a name is not the session's: nothing allows it.
+HELD_BACK = "confinement"
+
+
 class Gate(Protocol):
     """Judges attempts.  Every method may be called from several threads.
 
     ``judge`` records the decision before it returns; a gate that cannot record
-    answers deny.
+    answers deny, and so it does to what is enforced by ``HELD_BACK``.
     """
 
     def judge(self, attempt: Attempt, *, pid: int, exe: str, enforced_by: str) -> Verdict:

@@ -11,8 +11,9 @@ import stat
 
 from safeclaw.policies.model import Attempt, Decision, FileTarget
 from safeclaw.sandbox.caller import read_string
+from safeclaw.sandbox.gate import HELD_BACK
 from safeclaw.sandbox.mediator import Notification
-from safeclaw.sandbox.resolve import Nameless, Pinned, error
+from safeclaw.sandbox.resolve import HeldBackError, Nameless, Pinned, error
 
 #: The errors of a name that is not there.
 ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
@@ -47,6 +48,9 @@ def parent(
     """Pin the parent of a name; a missing parent is recorded under ``action``."""
     try:
         return note.mediator.resolver.pin_parent(note.caller, dirfd, path, nameless)
+    except HeldBackError as problem:
+        note.judge(Attempt(action, FileTarget(str(problem.filename))), enforced_by=HELD_BACK)
+        raise
     except OSError as problem:
         if problem.errno in ABSENT or problem.errno == errno.EACCES:
             judge_missing(note, action, dirfd, path)

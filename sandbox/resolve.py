@@ -55,6 +55,10 @@ def error(code: int) -> OSError:
     return OSError(code, os.strerror(code))
 
 
+class HeldBackError(PermissionError):
+    """A name that is not the session's where it has no view of its own; ``filename`` says which."""
+
+
 class Nameless(enum.Enum):
     """The errors of a path that ends in no name (``/``, ``.``, ``..``), by what was to be done."""
 
@@ -314,13 +318,15 @@ class Resolver:
         return directory, name + "/" if path.endswith("/") else name
 
     def _require_shown(self, directory: Pinned, name: str) -> None:
-        """Raise EACCES where a name is not the session's, or stands for what is held back.
+        """Raise HeldBackError where a name is not the session's, or stands for what is held back.
 
         SAFETY: a file that is there and held back may not be taken for one that is to be made.
         """
         assert self.confinement is not None
-        if not self.confinement.shows(join(directory.path, name)):
-            raise error(errno.EACCES)
+        path = join(directory.path, name)
+        refusal = HeldBackError(errno.EACCES, os.strerror(errno.EACCES), path)
+        if not self.confinement.shows(path):
+            raise refusal
         try:
             fd = os.open(name, linux.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory.fd)
         except FileNotFoundError:
@@ -328,7 +334,7 @@ class Resolver:
         try:
             self.confinement.require(fd, self.path_of(fd))
         except OSError:
-            raise error(errno.EACCES) from None
+            raise refusal from None
         finally:
             os.close(fd)
 

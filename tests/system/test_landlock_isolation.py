@@ -272,6 +272,13 @@ def test_the_rest_of_tmp_is_not_the_sessions(person: Person) -> None:
         assert found[:6] == [False, False, False, False, True, True], done.stderr
         assert theirs.read_text() == "theirs"
         assert not Path(found[6]).exists()  # it has gone with the session
+        # each refusal is one in the record, whatever the policy says; what is not there is no news
+        denied = person.records("--decision", "deny", "--action", "file.write.create")
+        assert [one["target"] for one in denied] == [
+            {"path": f"{theirs}{end}"} for end in ("", "-new")
+        ]
+        assert {one["rule"] for one in denied} == {"protected"}
+        assert f"denied file.write.create {theirs}-new [protected]" in done.stderr
     finally:
         theirs.unlink()
 
