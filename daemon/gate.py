@@ -59,6 +59,7 @@ class Gate:
         grace: float = GRACE,
         on_started: Callable[[dict[str, object]], None] | None = None,
         on_limit: Callable[[str, str], None] = lambda _name, _reason: None,
+        on_shut: Callable[[tuple[str, ...]], None] = lambda _places: None,
         on_asked: Callable[[protocol.Asked, Attempt], None] | None = None,
         on_killed: Callable[[str], None] | None = None,
         adopt: Adoption | None = None,
@@ -70,6 +71,7 @@ class Gate:
         self._on_denied = on_denied
         self._on_started = on_started
         self._on_limit = on_limit
+        self._on_shut = on_shut
         self._on_asked = on_asked
         self._on_killed = on_killed
         self._adopt = adopt
@@ -235,6 +237,17 @@ class Gate:
             line.lose(f"the new policy cannot be adopted: {problem}")
             return
         self._on_adopted(policy)
+
+    def shut(self, places: tuple[str, ...]) -> None:
+        """Allow nothing in these places any more: names there are without regard to case."""
+
+        def work() -> None:
+            with self._line.sending:
+                self._judge = self._judge.shut(places)
+
+        self._adoptions.put(work)
+        self._adoptions.settle()
+        self._on_shut(places)
 
     # ---- what is refused without a policy
 

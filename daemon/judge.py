@@ -45,6 +45,10 @@ class Evaluator(Protocol):
         """Return the verdict that the policy gives."""
         ...
 
+    def shut(self, places: tuple[str, ...]) -> Evaluator:
+        """Return the same policy with these places out of its reach."""
+        ...
+
     def depends_on_state(self, attempt: Attempt) -> bool:
         """Whether the verdict needs the broker."""
         ...
@@ -154,6 +158,10 @@ class Judge:
     def answer(self, attempt: Attempt) -> Verdict:
         """Return the verdict that is acted on, and remember nothing."""
         return self._observed(self._policy.evaluate(attempt))
+
+    def shut(self, places: tuple[str, ...]) -> Judge:
+        """Return the same judge with these places out of its policy's reach."""
+        return Judge(self._policy.shut(places), strict=self._strict, observe=self._observe)
 
     def variables(self, environment: Sequence[bytes]) -> tuple[str, ...]:
         """Return the names for which the policy has no program started with this environment."""

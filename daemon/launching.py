@@ -7,10 +7,14 @@ import os
 import msgspec
 
 from safeclaw.daemon import kept
+from safeclaw.errors import WallError
+from safeclaw.policies import source
 from safeclaw.policies.buckets import covers
 from safeclaw.policies.compiled import CompiledPolicy, Context
-from safeclaw.policies.document import Effect
+from safeclaw.policies.document import Effect, Policy
 from safeclaw.policies.glob import path_globs
+from safeclaw.policies.model import printable
+from safeclaw.sandbox.caseless import Look, folding, within
 from safeclaw.sandbox.spec import Degraded, Isolation, LaunchSpec
 
 #: What an agent inherits unless its policy names more.
@@ -32,6 +36,27 @@ def with_programs(context: Context, command: tuple[str, ...], typed: int) -> Con
     files = {os.path.realpath(path) for path in (*started, *named) if os.path.isfile(path)}
     more = sorted(path for path in files if not path.startswith("/usr/"))
     return msgspec.structs.replace(context, interpreter=(*context.interpreter, *more))
+
+
+def with_caseless(context: Context, policy: Policy, look: Look) -> Context:
+    """Say where names are without regard to case, as far as a rule could name something there."""
+    places, leads = look.places(), dict(context.leads)
+    refused = source.refused(policy, context.workspace, context.home)
+    ways = (
+        *(context.workspace, *context.protected, *context.read_only),
+        *(leads.get(prefix, prefix) for prefix in sorted(refused)),
+    )
+    return msgspec.structs.replace(context, caseless=(*places, *folding(ways, places)))
+
+
+def require_case(context: Context) -> None:
+    """Raise WallError where no rule could hold in the workspace."""
+    if any(within(context.workspace, place) for place in context.caseless):
+        raise WallError(
+            f"the workspace {printable(context.workspace)} is where names are, or may be, without "
+            "regard to case: no rule on a name can hold there",
+            hint="safeclaw doctor, called there, says why; work on ext4, xfs, btrfs or tmpfs",
+        )
 
 
 def environment(policy: CompiledPolicy, inherited: dict[str, str]) -> dict[str, str]:
@@ -118,6 +143,7 @@ def spec(
             tuple(path for path in view if path not in ("/tmp", "/var/tmp", *context.interpreter)),
         ),
         executable_roots=("/",) if observe else policy.executable_roots(),
+        caseless=context.caseless,
         masked=tuple(
             path
             for path in context.protected

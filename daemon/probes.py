@@ -23,8 +23,8 @@ from pathlib import Path
 
 import msgspec
 
+from safeclaw.sandbox import caseless, landlock, linux, walls
 from safeclaw.sandbox import cgroup as groups
-from safeclaw.sandbox import landlock, linux, walls
 
 
 class State(enum.StrEnum):
@@ -62,6 +62,7 @@ def probe(state: Path) -> list[Finding]:
         python(),
         modules(),
         seccomp_library(),
+        names(),
         user_namespaces(),
         view(),
         landlock_floor(),
@@ -151,6 +152,27 @@ def seccomp_library() -> Finding:
     if version < (2, 5, 0):
         return Finding("libseccomp", State.MISSING, f"{found}, 2.5 is needed", hint)
     return Finding("libseccomp", State.OK, found)
+
+
+def names() -> Finding:
+    """Look whether names here are told apart by case, and where they are not."""
+    try:
+        here = os.getcwd()
+    except OSError as problem:
+        found = f"the current directory: {os.strerror(problem.errno or 0)}"
+        return Finding("names", State.MISSING, found, "call it in a directory that is there")
+    shut = caseless.Look(here).places()
+    shut = (*shut, *caseless.folding((here,), shut))
+    for place in shut:
+        if caseless.within(here, place):
+            hint = (
+                "run agents in a directory on ext4, xfs, btrfs or tmpfs that has not the casefold "
+                "attribute; another file system is asked by the names in it: it must not be empty"
+            )
+            found = f"in {place} they are, or may be, without regard to case"
+            return Finding("names", State.MISSING, found, hint)
+    more = f"; nothing is allowed in {', '.join(shut)}" if shut else ""
+    return Finding("names", State.OK, f"told apart by case in {here}{more}")
 
 
 # ---- the layers

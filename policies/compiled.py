@@ -10,6 +10,7 @@ the :class:`Context`, collected beforehand (``source.context``).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import msgspec
@@ -17,7 +18,7 @@ import msgspec
 from safeclaw.policies import network, reach
 from safeclaw.policies.buckets import Bucket, Buckets
 from safeclaw.policies.document import Effect, Policy, Rule, Runtime
-from safeclaw.policies.index import lies_in
+from safeclaw.policies.index import Prefixes, lies_in
 from safeclaw.policies.model import (
     AddressTarget,
     Attempt,
@@ -68,7 +69,8 @@ class Context(msgspec.Struct, frozen=True):
     allows it, but never changed.
     ``interpreter`` are prefixes that the runtime may read.  ``programs`` says
     where bare names lead; ``addresses`` what host names resolve to; ``leads``
-    where the literal beginnings of refusing rules lead that have a link on the way.
+    where the literal beginnings of refusing rules lead that have a link on the way;
+    ``caseless`` are places where names are without regard to case, so that no rule can hold.
     """
 
     workspace: str
@@ -79,6 +81,7 @@ class Context(msgspec.Struct, frozen=True):
     programs: tuple[Program, ...] = ()
     addresses: tuple[tuple[str, tuple[str, ...]], ...] = ()
     leads: tuple[tuple[str, str], ...] = ()
+    caseless: tuple[str, ...] = ()
 
 
 class CompiledPolicy:
@@ -106,8 +109,19 @@ class CompiledPolicy:
             home=context.home,
             leads=leads,
         )
+        self._caseless = Prefixes(dict.fromkeys(context.caseless))
         self._writable: dict[str, bool] = {}
         self.variables = Variables(policy.environment)
+
+    def shut(self, places: tuple[str, ...]) -> CompiledPolicy:
+        """Return the same policy where names in these places, too, are without regard to case."""
+        shut = copy.copy(self)
+        shut.context = msgspec.structs.replace(
+            self.context, caseless=(*self.context.caseless, *places)
+        )
+        shut._caseless = Prefixes(dict.fromkeys(shut.context.caseless))
+        shut._writable = {}
+        return shut
 
     def evaluate(self, attempt: Attempt) -> Verdict:
         """Return what is to happen with ``attempt``."""
@@ -240,6 +254,10 @@ class CompiledPolicy:
         inside = lies_in(path, self.context.protected)
         if inside is not None:
             return Verdict(Decision.DENY, PROTECTED, "out of every policy's reach")
+        inside = lies_in(path, self.context.caseless)
+        if inside is not None:
+            reason = f"names in {printable(inside)} are, or may be, without regard to case"
+            return Verdict(Decision.DENY, PROTECTED, reason)
         if action != "file.read":
             inside = lies_in(path, self.context.read_only)
             if inside is not None:
@@ -267,7 +285,10 @@ class CompiledPolicy:
         if action == _LINK:
             # SAFETY: nor a name by which it may be changed, where by this one it may not.
             ends += [(change, path) for change in _CHANGES]
-        obstacle = self._moves.obstacle(path, to) if action == _RENAME else None
+        obstacle = None
+        if action == _RENAME:
+            obstacle = self._caseless.below(path) or self._caseless.below(to)
+            obstacle = obstacle or self._moves.obstacle(path, to)
         held = obstacle is not None and obstacle[1] is None
         # SAFETY: what is protected is said first, whichever end it is: a session that only
         # observes lets through what a rule denies.

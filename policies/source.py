@@ -16,7 +16,7 @@ from safeclaw.errors import PolicyError
 from safeclaw.policies import command
 from safeclaw.policies.compiled import Context, Program
 from safeclaw.policies.document import MAX_BYTES, RUNTIME_NAME, Effect, Parent, Policy, Rule
-from safeclaw.policies.glob import path_globs
+from safeclaw.policies.glob import PathGlob, path_globs
 from safeclaw.policies.reach import names_to_resolve
 
 PRESETS = Path(__file__).resolve().parent / "presets"
@@ -189,27 +189,34 @@ def _leads(policy: Policy, workspace: str, home: str) -> tuple[tuple[str, str], 
     """
     found: dict[str, str] = {}
     parents: dict[str, str] = {}
+    for prefix in refused(policy, workspace, home):
+        parent, _, name = prefix.rpartition("/")
+        if parent not in parents:
+            parents[parent] = os.path.realpath(parent or "/")
+        real = os.path.join(parents[parent], name)
+        if os.path.islink(real):
+            real = os.path.realpath(real)
+        if real != prefix:
+            found[prefix] = real
+    return tuple(sorted(found.items()))
+
+
+def refused(policy: Policy, workspace: str, home: str) -> set[str]:
+    """Return the literal beginnings of what rules refuse, but for those in /proc and /dev."""
+    globs: list[PathGlob] = []
     for rule in policy.rules:
         if rule.effect is Effect.ALLOW:
             continue
-        globs = [
-            one for text in rule.paths for one in path_globs(text, workspace=workspace, home=home)
-        ]
+        for text in rule.paths:
+            globs += path_globs(text, workspace=workspace, home=home)
         for text in rule.commands:
             commands = command.command_globs(text, workspace=workspace, home=home)
             globs += [one.path for one in commands if one.path is not None]
-        for prefix in {one.prefix for one in globs}:
-            if len(prefix) >= _PATH_MAX or prefix.startswith(("/proc/", "/dev/")):
-                continue
-            parent, _, name = prefix.rpartition("/")
-            if parent not in parents:
-                parents[parent] = os.path.realpath(parent or "/")
-            real = os.path.join(parents[parent], name)
-            if os.path.islink(real):
-                real = os.path.realpath(real)
-            if real != prefix:
-                found[prefix] = real
-    return tuple(sorted(found.items()))
+    return {
+        one.prefix
+        for one in globs
+        if len(one.prefix) < _PATH_MAX and not one.prefix.startswith(("/proc/", "/dev/"))
+    }
 
 
 def _places(paths: tuple[str, ...]) -> tuple[str, ...]:

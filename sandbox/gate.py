@@ -60,6 +60,10 @@ class Gate(Protocol):
         """Return the names for which the policy has no program started with this environment."""
         ...
 
+    def shut(self, places: tuple[str, ...]) -> None:
+        """Allow nothing in these places any more: names there are without regard to case."""
+        ...
+
     def violation(self, attempt: Attempt, *, pid: int, exe: str, reason: str) -> None:
         """Record that what happened is not what was approved."""
         ...

@@ -29,6 +29,7 @@ from safeclaw.sandbox.gate import Gate
 from safeclaw.sandbox.spec import Degraded, Isolation, LaunchSpec
 
 if TYPE_CHECKING:
+    from safeclaw.sandbox.caseless import Look
     from safeclaw.sandbox.confine import Own
     from safeclaw.sandbox.mediator import Mediator
 
@@ -131,8 +132,10 @@ def resolve_command(command: tuple[str, ...], path: str, cwd: str) -> tuple[str,
     raise CommandError(f"{name}: not found on PATH", status=127, hint="give its path")
 
 
-def launch(spec: LaunchSpec, gate: Gate) -> Session:
+def launch(spec: LaunchSpec, gate: Gate, look: Look) -> Session:
     """Start the agent; every attempt it makes goes through ``gate``.
+
+    ``look`` goes on to see what is mounted.
 
     Raises WallError when a layer cannot be put up, CommandError when the first
     exec fails.
@@ -157,7 +160,7 @@ def launch(spec: LaunchSpec, gate: Gate) -> Session:
             cgroup=held.group,
             signals=tuple(int(one) for one in signal.pthread_sigmask(signal.SIG_BLOCK, ())),
         )
-        return _launch(spec, gate, abi, held, own)
+        return _launch(spec, gate, look, abi, held, own)
     except BaseException:
         held.discard()
         if own is not None:
@@ -166,7 +169,7 @@ def launch(spec: LaunchSpec, gate: Gate) -> Session:
 
 
 def _launch(
-    spec: LaunchSpec, gate: Gate, abi: int, held: limits.Limits, own: Own | None
+    spec: LaunchSpec, gate: Gate, look: Look, abi: int, held: limits.Limits, own: Own | None
 ) -> Session:
     confined = own is not None
     assert spec.filters is not None
@@ -253,6 +256,7 @@ def _launch(
     session = Session(init, spec, gate, held, own)
     try:
         gate.started(describe(spec, steps, abi, held.plan))
+        look.watch(init, spec.caseless, gate, session.kill)
         names.NameServer(sockets, bound, gate, init).start()
         threading.Thread(
             target=_mediate, args=(mediator, session), name="mediator", daemon=True
@@ -339,6 +343,7 @@ def describe(
         "network": network,
         "resources": list(held.said),
         "cgroup": printable(spec.cgroup),
+        "caseless": [printable(place) for place in spec.caseless],
         "view": [printable(str(step)) for step in steps],
     }
 

@@ -33,6 +33,8 @@ class LaunchSpec(msgspec.Struct, frozen=True):
     writable: tuple[str, ...]
     executable_roots: tuple[str, ...]
     masked: tuple[str, ...] = ()
+    #: Where nothing is allowed, since names there are without regard to case.
+    caseless: tuple[str, ...] = ()
     environment: dict[str, str] = {}
     network: bool = False
     #: What to load instead of what would be built for this.

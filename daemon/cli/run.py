@@ -150,10 +150,12 @@ class _Run:
         from safeclaw.daemon import kept, launching
         from safeclaw.policies.compiled import compile_policy
         from safeclaw.policies.document import Assurance, Mode
+        from safeclaw.sandbox.caseless import Look
         from safeclaw.sandbox.session import launch
         from safeclaw.sandbox.spec import Degraded, Isolation
 
         runtime = kept.runtime(str(self._state))
+        look = Look(str(self._workspace))
         lease = self._client.lease(client.START if options.grace is None else options.grace)
         policy = lease.policy
         command = self._command()
@@ -170,6 +172,7 @@ class _Run:
                 runtime=runtime,
             )
             known = launching.with_programs(context, command, len(options.command))
+            known = launching.with_caseless(known, policy, look)
             return compile_policy(policy, known, runtime)
 
         def adopt(policy: Policy) -> tuple[CompiledPolicy, bool, bool]:
@@ -188,6 +191,7 @@ class _Run:
             grace=(lease.reconnect or GRACE) if options.grace is None else options.grace,
             on_started=self._show_walls if options.verbose else None,
             on_limit=self._limited,
+            on_shut=self._shut,
             on_asked=self._asked,
             on_killed=self._killed,
             adopt=adopt,
@@ -206,6 +210,7 @@ class _Run:
             signal.signal(number, signal.SIG_IGN)
         woken = self._pass_on()
         try:
+            launching.require_case(compiled.context)
             spec = launching.spec(
                 compiled,
                 command,
@@ -221,7 +226,7 @@ class _Run:
                     f"safeclaw: {printable(place)}, which the policy lets the agent write, is not "
                     "there, and cannot be made in the walls; make it, and start again"
                 )
-            session = launch(spec, gate)
+            session = launch(spec, gate, look)
             gc.freeze()  # what is there stays: no collection needs to look at it again
             gc.enable()
             with self._kill_lock:
@@ -368,6 +373,15 @@ class _Run:
     def _limited(name: str, reason: str) -> None:
         text = f"safeclaw: limit {printable(name)}: {printable(reason)}"
         display.tell(text, patient=False)  # whoever says this watches the other limits, too
+
+    @staticmethod
+    def _shut(places: tuple[str, ...]) -> None:
+        for place in places:
+            display.tell(
+                f"safeclaw: {printable(place)} was mounted, where names are, or may be, without "
+                "regard to case; nothing in it is allowed",
+                patient=False,
+            )
 
     def _show_walls(self, walls: dict[str, object]) -> None:
         for name, value in walls.items():

@@ -24,6 +24,7 @@ from safeclaw.policies import compiled
 from safeclaw.policies.model import Attempt, Decision, Verdict
 from safeclaw.sandbox import (
     binding,
+    caseless,
     clearing,
     filters,
     first,
@@ -189,6 +190,14 @@ def _view() -> None:
     _replace(launching, "spec", whole)
 
 
+def _caseless() -> None:
+    def nowhere(*_: object) -> tuple[str, ...]:
+        return ()
+
+    _replace(caseless.Look, "places", nowhere)
+    _replace(launching, "folding", nowhere)
+
+
 #: Each name with what it switches off; ``outside`` (no walls at all) needs no entry here.
 DEFENCES = {
     "verdict": _verdict,  # the policy is asked, and its answer ignored
@@ -204,6 +213,7 @@ DEFENCES = {
     "closing": _closing,  # closing inherited descriptors
     "upward": _upward,  # where the stage of a socket's name stands, and that it goes nowhere else
     "links": _links,  # that what is removed at a session's end is reached by no link
+    "caseless": _caseless,  # that nothing is allowed where names are without regard to case
     "view": _view,  # that only what a rule can name exists
 }
 

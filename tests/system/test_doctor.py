@@ -15,8 +15,8 @@ import pytest
 from tests.system.conftest import Person
 
 LAYERS = (
-    "machine", "python", "modules", "libseccomp", "namespaces", "view", "landlock", "seccomp",
-    "exec stop", "cgroup", "disk", "clock", "journald",
+    "machine", "python", "modules", "libseccomp", "names", "namespaces", "view", "landlock",
+    "seccomp", "exec stop", "cgroup", "disk", "clock", "journald",
 )  # fmt: skip
 #: In a user namespace of its own, in which no further one may be made.
 NO_NAMESPACES = (

@@ -263,6 +263,9 @@ class Overtaken:
     def refused_variables(self, environment: Sequence[bytes]) -> tuple[str, ...]:
         return self._policy.refused_variables(environment)
 
+    def shut(self, places: tuple[str, ...]) -> CompiledPolicy:
+        return self._policy.shut(places)
+
 
 def test_an_attempt_judged_while_the_policy_is_replaced_is_judged_by_the_new_one(
     setting: Setting,
@@ -293,3 +296,15 @@ def test_an_attempt_judged_while_the_policy_is_replaced_is_judged_by_the_new_one
     gate.end("done", 0)
     (decided,) = setting.far.decisions()
     assert decided.decision is Decision.DENY
+
+
+def test_a_place_that_is_shut_is_shut_for_what_was_allowed_before(setting: Setting) -> None:
+    gate = setting.gate()
+    gate.started({})
+    assert judge(gate, READ).decision is Decision.ALLOW
+    again = gate.repeatable(READ, exe="/bin/a", enforced_by="seccomp-notify")
+    assert again is not None
+    gate.shut(("/w",))
+    assert not again(7, time.monotonic_ns())
+    assert judge(gate, READ).rule == "protected"
+    assert gate.end("done", 0)
