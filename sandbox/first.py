@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import signal
 import socket
 import struct
@@ -148,11 +147,11 @@ def _agent(spec: LaunchSpec, pipes: Pipes) -> NoReturn:
     os.closerange(keep[1] + 1, 1 + max(int(name) for name in os.listdir("/proc/self/fd")))
     for fd in keep:
         os.set_inheritable(fd, False)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     limits.set_own(spec.rlimits)
     ruleset = landlock.build(spec.executable_roots)
     # until its own exec nothing runs here but this; the supervisor fetches the listener
     linux.prctl(linux.PR_SET_DUMPABLE, 1)
+    limits.hold_core()
     linux.drop_capabilities()
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
     linux.landlock_restrict_self(ruleset)

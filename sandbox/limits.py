@@ -30,6 +30,10 @@ _CPU_GRACE = 2
 #: Microseconds in which a share of the processor is given out, as cpu.max has it by itself.
 _CPU_PERIOD = 100_000
 _SIGXCPU, _SIGXFSZ = 24, 25
+#: The one limit with which the kernel starts no program for a core (fs/coredump.c): with 0 it
+#: writes none to a file, but still starts what core_pattern names, as root and with all of it.
+CORE_LIMIT = 1
+_CORE_PATTERN = "/proc/sys/kernel/core_pattern"
 _HINT = (
     "run it in a delegated cgroup: systemd-run --user --scope -p Delegate=yes safeclaw run …; "
     "or --allow-degraded cgroup, which holds single processes only"
@@ -126,6 +130,34 @@ def set_own(rlimits: tuple[tuple[int, int], ...]) -> None:
         if hard != resource.RLIM_INFINITY:
             top = min(top, hard)
         resource.setrlimit(kind, (min(most, top), top))
+
+
+def hold_core() -> None:
+    """Have this process and all that it becomes leave no core, as far as the person may.
+
+    SAFETY: the first program lets nobody set the limit again; who could, starts the handler.
+    """
+    try:
+        resource.setrlimit(resource.RLIMIT_CORE, (CORE_LIMIT, CORE_LIMIT))
+    except ValueError:  # it is 0, and not to be raised
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # core(5): no memory in one that is taken all the same
+    with contextlib.suppress(OSError), open("/proc/self/coredump_filter", "w") as out:
+        out.write("0")
+
+
+def core_is_told(pid: int) -> str:
+    """Return what of the host is told of a crash of that process; "" for nothing."""
+    try:
+        with open(_CORE_PATTERN) as source:
+            pattern = source.read().strip()
+    except OSError:
+        return ""
+    if pattern.startswith("@"):  # Linux 6.16
+        return "the host's core_pattern is a socket, which no limit keeps from being told"
+    if pattern.startswith("|") and resource.prlimit(pid, resource.RLIMIT_CORE)[0] != CORE_LIMIT:
+        return "a hard limit of 0 (ulimit -c) does not keep the host's core_pattern from being run"
+    return ""
 
 
 def enter(path: str) -> None:

@@ -255,7 +255,7 @@ def _launch(
         mediator.register(table)
     session = Session(init, spec, gate, held, own)
     try:
-        gate.started(describe(spec, steps, abi, held.plan))
+        gate.started(describe(spec, steps, abi, held.plan, limits.core_is_told(agent)))
         look.watch(init, spec.caseless, gate, session.kill)
         names.NameServer(sockets, bound, gate, init).start()
         threading.Thread(
@@ -320,13 +320,15 @@ def _confine(
 
 
 def describe(
-    spec: LaunchSpec, steps: tuple[walls.Step, ...], abi: int, held: limits.Plan
+    spec: LaunchSpec, steps: tuple[walls.Step, ...], abi: int, held: limits.Plan, told: str
 ) -> dict[str, object]:
     """Return what was put up, for a person and for the session's first record: printable."""
     found: dict[str, object] = {"isolation": spec.isolation.value}
     missing = [f"landlock: {name}" for name in landlock.lacking(abi)]
     if held.wants_group and not spec.cgroup:
         missing.append("cgroup: limits hold each process, and not the session as a whole")
+    if told:
+        missing.append(f"crashes: {told}")
     if spec.isolation is Isolation.LANDLOCK:
         missing += MISSING
     else:

@@ -105,6 +105,7 @@ TIOCSTI, TIOCLINUX, TIOCSETD, TIOCEXCL = 0x5412, 0x541C, 0x5423, 0x540C
 #: SETFLAGS, FSSETXATTR, SETVERSION by two names, ENABLE_VERITY, SET_ENCRYPTION_POLICY.
 FILE_IOCTLS = (0x40086602, 0x401C5820, 0x40087602, 0x40086604, 0x40806685, 0x800C6613)
 F_SETLEASE = 1024
+RLIMIT_CORE = 4
 PR_SET_MM, PR_SET_PTRACER = 35, 0x59616D61
 IPPROTO_MPTCP = 262
 #: ICMP, ICMPv6 and raw packets: as for anybody without the capability.
@@ -210,6 +211,16 @@ def refusals(*, network: bool = False, arch: int = seccomp.Arch.NATIVE) -> bytes
     refuse("fcntl", 1, F_SETLEASE, seccomp.ERRNO(errno.EINVAL))
     for option in (PR_SET_MM, PR_SET_PTRACER):
         refuse("prctl", 0, option)
+    # It stays what it is: see limits.hold_core.  Answered as done, because gpg(1) and ssh-agent(1)
+    # end where they cannot have no core.
+    done = seccomp.ERRNO(0)
+    refuse("setrlimit", 0, RLIMIT_CORE, done)
+    program.add_rule(
+        done,
+        "prlimit64",
+        seccomp.Arg(1, seccomp.MASKED_EQ, _LOW32, RLIMIT_CORE),
+        seccomp.Arg(2, seccomp.NE, 0),
+    )
     # a whole group or user: the supervisor is of the agent's group, wherever its PID namespace is
     for which in (_PRIO_PGRP, _PRIO_USER):
         refuse("setpriority", 0, which)

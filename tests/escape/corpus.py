@@ -73,6 +73,8 @@ def _files() -> list[Attack]:
         Attack("shm_names", "kept_names.py", "outside", word="/dev/shm"),
         Attack("new_calls", "new_calls.c", "outside"),
         Attack("set_user_id", "set_user_id.c", "outside"),
+        Attack("core_handler", "core_handler.c", "core", alone=True),
+        Attack("core_unlimited", "core_handler.c", "refusals", alone=True),
         Attack("inode_version", "inode_version.py", "ioctls"),
         Attack("address_change", "address_change.py", "outside", root_only=True),
         Attack("address_named", "address_change.py", "outside", root_only=True, word="named"),

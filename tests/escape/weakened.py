@@ -28,6 +28,7 @@ from safeclaw.sandbox import (
     clearing,
     filters,
     first,
+    limits,
     linux,
     mediator,
     programs,
@@ -170,6 +171,10 @@ def _upward() -> None:
     _replace(binding, "_reachable", out_of_reach)
 
 
+def _core() -> None:
+    _replace(limits, "CORE_LIMIT", 0)
+
+
 def _links() -> None:
     remove = clearing.remove
 
@@ -212,6 +217,7 @@ DEFENCES = {
     "loader-code": _loader_code,  # that no program is started with an auditor in its loader
     "closing": _closing,  # closing inherited descriptors
     "upward": _upward,  # where the stage of a socket's name stands, and that it goes nowhere else
+    "core": _core,  # the one limit with which a crash starts no handler of the host's
     "links": _links,  # that what is removed at a session's end is reached by no link
     "caseless": _caseless,  # that nothing is allowed where names are without regard to case
     "view": _view,  # that only what a rule can name exists

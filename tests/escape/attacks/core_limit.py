@@ -3,4 +3,5 @@
 import resource
 
 resource.setrlimit(resource.RLIMIT_CORE, (1 << 20, 1 << 20))
-print("WON")
+if resource.getrlimit(resource.RLIMIT_CORE)[0] > 1:
+    print("WON")

@@ -195,6 +195,16 @@ def test_internet_sockets_are_of_no_protocol_that_is_not_known(
         assert got == ERRNO | errno.EPROTONOSUPPORT, protocol
 
 
+def test_the_limit_of_cores_is_not_set_and_can_be_asked_for(arch: str, confined: bool) -> None:
+    for core in (4, 4 | 1 << 32):
+        assert answer(arch, "setrlimit", (core, 1), confined) == ERRNO
+        for pointer in (1, 1 << 32):
+            assert answer(arch, "prlimit64", (0, core, pointer, 0), confined) == ERRNO
+        assert answer(arch, "prlimit64", (0, core, 0, 1), confined) == ALLOW
+    assert answer(arch, "setrlimit", (7, 1), confined) == ALLOW
+    assert answer(arch, "prlimit64", (0, 7, 1, 0), confined) == ALLOW
+
+
 def test_dangerous_arguments_are_refused_and_the_same_calls_are_not(arch: str) -> None:
     for call, arguments in (
         ("ioctl", (0, 0x5412)),
