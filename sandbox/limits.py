@@ -9,6 +9,7 @@ What cannot be held is an error, unless the run was asked to go without.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import select
@@ -264,7 +265,9 @@ class Limits:
                 if cpu is not None and self._group is not None:
                     try:
                         used = self._group.count("cpu.stat", "usage_usec") / 1e6
-                    except OSError:
+                    except OSError as problem:
+                        if problem.errno not in (errno.ENOENT, errno.ENODEV):
+                            raise  # nobody would look at the clock any more
                         return  # the session has ended, and its cgroup with it
                     if used >= cpu:
                         text = f"the session has used {cpu} s: stopped"

@@ -149,7 +149,7 @@ class Control:
 
     def _duplicates(self, note: Notification, body: bytes) -> bytes:
         numbers = struct.unpack(f"={len(body) // 4}i", body[: len(body) // 4 * 4])
-        if len(numbers) > 253:  # SCM_MAX_FD
+        if len(self._owned) + len(numbers) > 253:  # SCM_MAX_FD
             raise error(errno.EINVAL)
         pidfd = os.pidfd_open(note.caller.tgid)
         try:

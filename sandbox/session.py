@@ -71,7 +71,10 @@ class Session:
         if self._confined:
             from safeclaw.sandbox import tree
 
-            tree.kill(self._init)
+            # SAFETY: it takes descriptors, and the agent's waiting calls may hold all that there
+            # are here. The keeper has its own.
+            with contextlib.suppress(OSError):
+                tree.kill(self._init)
             asked = signal.SIGTERM  # the keeper goes when nothing is left to be kept
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, asked)

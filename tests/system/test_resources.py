@@ -138,6 +138,53 @@ def test_the_clock_does_not_wait_for_a_terminal_that_the_agent_has_stopped(
     assert limits(person) == ["wall_time"]
 
 
+#: Has calls that wait hold every descriptor that the supervisor may have.
+_HOARDS = """\
+import array, os, signal, socket, threading
+ours, _theirs = socket.socketpair()
+ours.setblocking(False)
+try:
+    while True:
+        ours.send(b"-" * 4096)
+except BlockingIOError:
+    ours.setblocking(True)
+null = os.open("/dev/null", os.O_RDONLY)
+none_left = threading.Event()
+
+def hold():
+    count = 253
+    while count:
+        passed = array.array("i", [null] * count)
+        try:
+            ours.sendmsg([b"-"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, passed)])
+        except OSError:
+            count //= 2
+    none_left.set()
+
+for _ in range(32):
+    threading.Thread(target=hold, daemon=True).start()
+none_left.wait()
+print("none left", flush=True)
+signal.pause()
+"""
+
+
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+def test_the_clock_ends_a_session_whose_supervisor_has_no_descriptor_left(
+    person: Person, isolation: str
+) -> None:
+    limit = f"resources: {{wall_time: {2 * SLOWNESS}s}}"
+    person.write("policy.yaml", f'version: "1.0"\nextends: default\n{limit}\n')
+    person.write("agent.py", _HOARDS)
+    command = person.command("run", *options_here(isolation), "--policy", "policy.yaml", "--")
+    few = ["sh", "-c", 'ulimit -n 1024; exec "$@"', "sh"]
+    agent = ["/usr/bin/python3", "-IS", "agent.py"]
+    done = person.finish(person.start([*few, *command, *agent], person.workspace))
+    assert done.stdout == "none left\n"
+    assert done.returncode == 128 + 9
+    assert limits(person) == ["wall_time"]
+
+
 def test_a_process_has_so_much_of_the_processor(person: Person) -> None:
     done = run(
         person,
