@@ -18,6 +18,7 @@ import re
 import select
 import socket
 import struct
+import sys
 import threading
 
 from safeclaw.sandbox import linux
@@ -68,10 +69,42 @@ def duplicate(note: Notification, number: int) -> socket.socket:
     """Return the supervisor's own duplicate of one of the caller's sockets."""
     fd = _getfd(note, number)
     try:
-        return socket.socket(fileno=fd)
-    except OSError:
+        return _of(fd)
+    except BaseException:
         os.close(fd)
-        raise error(errno.ENOTSOCK) from None
+        raise
+
+
+def _of(fd: int) -> socket.socket:
+    """Return the socket that a descriptor is, which belongs to it from then on; OSError.
+
+    SAFETY: from ``fileno`` alone Python asks an internet socket for its name, and lets no other
+    thread on meanwhile.  The kernel has it wait for whoever has the socket locked: an agent's
+    thread can have it for as long as the memory is slow to come that it sends from.
+    """
+    family, kind, protocol = (
+        int.from_bytes(option(fd, socket.SOL_SOCKET, name, 4), sys.byteorder)
+        for name in (socket.SO_DOMAIN, socket.SO_TYPE, socket.SO_PROTOCOL)
+    )
+    if family not in (socket.AF_INET, socket.AF_INET6):
+        return socket.socket(fileno=fd)
+    sock = socket.socket(family, kind, protocol)
+    try:
+        os.dup2(fd, sock.fileno(), inheritable=False)
+    except BaseException:
+        sock.close()
+        raise
+    os.close(fd)
+    return sock
+
+
+def option(fd: int, level: int, name: int, size: int) -> bytes:
+    """getsockopt(2), while which other threads go on, as they do not while Python's waits."""
+    value, length = ctypes.create_string_buffer(size), ctypes.c_uint32(size)
+    if _libc.getsockopt(fd, level, name, value, ctypes.byref(length)):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return value.raw[: length.value]
 
 
 def _getfd(note: Notification, number: int) -> int:
@@ -91,17 +124,17 @@ def like(old: socket.socket) -> socket.socket:
         del levels[socket.IPPROTO_TCP]
     if old.family != socket.AF_INET6:
         del levels[socket.IPPROTO_IPV6]
-    for level, options in levels.items():
-        for option in options:
+    for level, names in levels.items():
+        for name in names:
             # what one of the two does not know, the other need not have
             with contextlib.suppress(OSError):
-                value = old.getsockopt(level, option, 64)
-                if value != new.getsockopt(level, option, 64):
-                    new.setsockopt(level, option, value)
-    for option in _DOUBLED:
-        size = old.getsockopt(socket.SOL_SOCKET, option)
-        if size != new.getsockopt(socket.SOL_SOCKET, option):
-            new.setsockopt(socket.SOL_SOCKET, option, size // 2)
+                value = option(old.fileno(), level, name, 64)
+                if value != new.getsockopt(level, name, 64):
+                    new.setsockopt(level, name, value)
+    for name in _DOUBLED:
+        size = old.getsockopt(socket.SOL_SOCKET, name)
+        if size != new.getsockopt(socket.SOL_SOCKET, name):
+            new.setsockopt(socket.SOL_SOCKET, name, size // 2)
     return new
 
 
