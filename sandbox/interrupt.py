@@ -20,7 +20,9 @@ from safeclaw.sandbox.resolve import error
 
 #: How often the callers are looked after, in seconds.
 _PACE = 0.1
-_SIGNAL = signal.SIGRTMIN + 3
+#: SAFETY: no real-time signal. One is not sent (EAGAIN) to who is of a user with as many waiting
+#: as RLIMIT_SIGPENDING allows, and the agent, of the same user, may have so many wait.
+_SIGNAL = signal.SIGURG
 
 _lock = threading.Lock()
 _waiting: dict[int, Notification] = {}

@@ -28,6 +28,14 @@ rules:
   - {action: shell.execute, command: "*", effect: allow}
 """
 OTHERS, OPENS = 199, 20
+#: Has as many signals wait as the person may have waiting (RLIMIT_SIGPENDING).
+HOARDS_SIGNALS = """\
+import ctypes, os, signal
+libc = ctypes.CDLL(None)
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGRTMIN + 5})
+while not libc.sigqueue(os.getpid(), signal.SIGRTMIN + 5, None):
+    pass
+"""
 #: Waits in vain more often than the supervisor lets anybody wait at once.
 GIVES_UP = """\
 import os, signal, subprocess
@@ -223,6 +231,14 @@ def test_with_few_descriptors_left_what_waits_is_bounded_and_the_others_go_on(
 def test_who_gives_up_waiting_leaves_nobody_behind_that_waits(place: Person) -> None:
     os.mkfifo(place.workspace / "fifo")
     place.write("agent.py", GIVES_UP)
+    with run(place, limit=64, program=("/usr/bin/python3", "agent.py")) as running:
+        assert line(running) == "done"
+        assert running.wait() == 0
+
+
+def test_who_gives_up_waiting_does_so_when_no_signal_can_be_queued(place: Person) -> None:
+    os.mkfifo(place.workspace / "fifo")
+    place.write("agent.py", HOARDS_SIGNALS + GIVES_UP)
     with run(place, limit=64, program=("/usr/bin/python3", "agent.py")) as running:
         assert line(running) == "done"
         assert running.wait() == 0
