@@ -67,9 +67,12 @@ class Confinement:
         """Hold back for the session of ``keeper``; what ``view`` names by itself is shown."""
         self._keeper = keeper
         self._shm = f"{own.shared}/" if own.shared else ""
+        # SAFETY: /tmp may be a link, and a canonical path lies where that leads
+        self._private = (*PRIVATE, *(os.path.realpath(path) for path in PRIVATE))
         places = [os.path.realpath(path) for path in view]
-        named = [path for path in places if _private(path) and path not in PRIVATE]
-        self._shown = tuple({own.temporary, *([own.shared] if own.shared else ()), *named})
+        named = [path for path in places if self._hides(path) and path not in self._private]
+        owned = [os.path.realpath(path) for path in (own.temporary, own.shared) if path]
+        self._shown = tuple({*owned, *named})
 
     def rewrite(self, path: str) -> str:
         """Return where a name in /dev/shm leads: libc puts semaphores and memory there."""
@@ -79,7 +82,10 @@ class Confinement:
 
     def shows(self, path: str) -> bool:
         """Whether a canonical path is not one of those that only a view could keep private."""
-        return not _private(path) or any(_within(path, place) for place in self._shown)
+        return not self._hides(path) or any(_within(path, place) for place in self._shown)
+
+    def _hides(self, path: str) -> bool:
+        return any(_within(path, root) for root in self._private)
 
     def require(self, fd: int, path: str, *, held: bool = False) -> None:
         """Raise ENOENT unless what was found may exist; ``held``: the agent has it open already."""
@@ -106,10 +112,6 @@ def _is_proc(fd: int) -> bool:
     if _libc.fstatfs(fd, buffer):
         return True
     return int.from_bytes(buffer.raw[:8], "little") == _PROC_SUPER_MAGIC
-
-
-def _private(path: str) -> bool:
-    return any(_within(path, root) for root in PRIVATE)
 
 
 def _within(path: str, root: str) -> bool:

@@ -283,6 +283,29 @@ def test_the_rest_of_tmp_is_not_the_sessions(person: Person) -> None:
         theirs.unlink()
 
 
+#: The supervisor as on a host whose /tmp is a link to another directory.
+LINKED = """
+import sys
+from safeclaw.daemon.cli.main import main
+from safeclaw.sandbox import confine
+confine.PRIVATE = ({},)
+sys.exit(main())
+"""
+
+
+def test_where_tmp_is_a_link_what_it_leads_to_is_held_back(person: Person) -> None:
+    (person.base / "real").mkdir()
+    (person.base / "real/theirs").write_text("theirs")
+    (person.base / "link").symlink_to("real")
+    driver = person.base / "driver.py"
+    person.program[1:] = [str(driver)]
+    agent = f"import os; print(os.listdir({str(person.base / 'real')!r}))"
+    for private, read in (("'/nowhere'", True), (repr(str(person.base / "link")), False)):
+        driver.write_text(LINKED.format(private))
+        ran = everything(person, agent)
+        assert (ran.returncode == 0, "theirs" in ran.stdout) == (read, read), ran.stderr
+
+
 TAKE = """\
 import json, os, sys
 for name in sys.argv[1:]:
