@@ -106,6 +106,8 @@ TIOCSTI, TIOCLINUX, TIOCSETD, TIOCEXCL = 0x5412, 0x541C, 0x5423, 0x540C
 FILE_IOCTLS = (0x40086602, 0x401C5820, 0x40087602, 0x40086604, 0x40806685, 0x800C6613)
 F_SETLEASE = 1024
 RLIMIT_CORE = 4
+#: The last command of fcntl(2) that is known: F_SET_FILE_RW_HINT (linux/fcntl.h of 6.18).
+_F_LAST = 1038
 PR_SET_MM, PR_SET_PTRACER = 35, 0x59616D61
 IPPROTO_MPTCP = 262
 #: ICMP, ICMPv6 and raw packets: as for anybody without the capability.
@@ -209,6 +211,8 @@ def refusals(*, network: bool = False, arch: int = seccomp.Arch.NATIVE) -> bytes
         refuse("ioctl", 1, request)
     # a lease would hold up whoever opens the file next: the supervisor, or a program of the host
     refuse("fcntl", 1, F_SETLEASE, seccomp.ERRNO(errno.EINVAL))
+    # and so would what later kernels add (delegations, Linux 6.19), which is as on this one
+    program.add_rule(seccomp.ERRNO(errno.EINVAL), "fcntl", seccomp.Arg(1, seccomp.GT, _F_LAST))
     for option in (PR_SET_MM, PR_SET_PTRACER):
         refuse("prctl", 0, option)
     # It stays what it is: see limits.hold_core.  Answered as done, because gpg(1) and ssh-agent(1)

@@ -219,6 +219,11 @@ def test_dangerous_arguments_are_refused_and_the_same_calls_are_not(arch: str) -
         ("personality", (0x0400000,)),
     ):
         assert answer(arch, call, arguments) == ERRNO | errno.EPERM, (call, arguments)
+    for command in (0, 4, 16, 38, 1030, 1033, 1038):
+        assert answer(arch, "fcntl", (0, command)) == ALLOW, command
+    # a lease, what Linux 6.19 adds for directories, and what is not there yet
+    for command in (1024, 1039, 1040, 4096, 1040 | 1 << 32):
+        assert answer(arch, "fcntl", (0, command)) == ERRNO | errno.EINVAL, command
     for call, arguments in (
         ("ioctl", (0, 0x5401)),
         ("prctl", (15,)),
