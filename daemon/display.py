@@ -9,10 +9,16 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+from collections.abc import Callable
 
+from safeclaw.daemon.errands import Errands
 from safeclaw.policies.model import Attempt, Verdict, describe, is_seen, printable
 
 _LONGEST = 300
+#: How much may wait to be read: the agent asks, and what it asks is kept meanwhile.
+_UNTOLD_MAX = 64
+#: How long the last words wait for somebody to read them, in seconds.
+_LAST_WORDS = 1.0
 #: ECMA-48: no attributes, US ASCII for letters, the cursor seen, a line that is empty.
 PLAIN = "\x1b[0m\x0f\x1b(B\x1b[?25h\r\x1b[K"
 #: The same after an agent has ended, on the screen that was there before it.
@@ -56,6 +62,31 @@ def tell(text: str, *, patient: bool = True, last: bool = False) -> None:
         data = (text + "\n").encode("utf-8", "backslashreplace")
         if patient or (len(data) <= select.PIPE_BUF and _has_room(2)):
             os.write(2, data)
+
+
+class Teller:
+    """Tells a person one thing after the other, for those who must not wait until it is read.
+
+    SAFETY: an agent can fill or stop the terminal that it shares.  What hears the broker, or puts
+    a policy in force, would wait as long.
+    """
+
+    def __init__(self) -> None:
+        self._turns = Errands("telling")
+
+    def tell(self, text: str) -> None:
+        """Have whole lines written to stderr."""
+        self.put(lambda: tell(text))
+
+    def put(self, telling: Callable[[], None]) -> None:
+        """Have the person told, unless they are too far behind, or no thread is to be had."""
+        if len(self._turns) < _UNTOLD_MAX:
+            with contextlib.suppress(RuntimeError):
+                self._turns.put(telling)
+
+    def settle(self) -> None:
+        """Wait until it is told, but not for ever."""
+        self._turns.settle(_LAST_WORDS)
 
 
 def _has_room(descriptor: int) -> bool:

@@ -31,6 +31,10 @@ class Errands:
             self._open += 1
             self._change.notify_all()
 
+    def __len__(self) -> int:
+        """How many are not done yet."""
+        return self._open
+
     def settle(self, seconds: float | None = None) -> None:
         """Wait until all that was put is done, at most so long."""
         with self._change:

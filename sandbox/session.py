@@ -264,6 +264,8 @@ def _launch(
         threading.Thread(
             target=_mediate, args=(mediator, session), name="mediator", daemon=True
         ).start()
+        # before the agent runs, which may take every thread that the person may have
+        held.watch(gate, session.kill)
     except BaseException as problem:
         session.kill()
         if isinstance(problem, RuntimeError):
@@ -283,7 +285,6 @@ def _launch(
             status=127 if number == errno.ENOENT else 126,
             hint="see the denials above" if number == errno.EACCES else "check the program",
         )
-    held.watch(gate, session.kill)
     return session
 
 

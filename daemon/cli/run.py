@@ -17,7 +17,6 @@ import msgspec
 from safeclaw.daemon import client, display, places, protocol
 from safeclaw.daemon.channel import Channel
 from safeclaw.daemon.cli.options import USAGE, Options, parse
-from safeclaw.daemon.errands import Errands
 from safeclaw.daemon.gate import Gate
 from safeclaw.daemon.line import GRACE, Reconnect
 from safeclaw.errors import SafeclawError, UsageError
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
 #: How long a fresh broker may take to write what a lost one has not, in seconds for each answer:
 #: nobody else has those records, and a disk that is busy takes seconds for a sync.
 _RECOVERY = 30.0
-#: How long the last words may wait for somebody to read them, in seconds.
-_LAST_WORDS = 1.0
 
 
 def run(words: list[str]) -> int:
@@ -113,9 +110,7 @@ class _Run:
         self._by_switch = False
         self._kill_reason = ""
         self._observe = options.observe
-        # SAFETY: an agent can fill or stop the terminal that it shares. What hears the broker, or
-        # puts a policy in force, must not wait for that.
-        self._telling = Errands("telling")
+        self._teller = display.Teller()
         #: Whether a denial was not shown that would have been.
         self._unshown = False
 
@@ -244,7 +239,7 @@ class _Run:
             raise
         finally:
             self._close(gate, hello, lease, gate.lost or reason, status)
-            self._telling.settle(_LAST_WORDS)
+            self._teller.settle()
             if self._unshown:
                 what = "attempts that would be denied" if self._observe else "attempts denied"
                 display.tell(
@@ -293,7 +288,7 @@ class _Run:
             )
         except SafeclawError as problem:
             count = len(gate.unacknowledged)
-            self._telling.settle(_LAST_WORDS)
+            self._teller.settle()
             display.tell("\n".join(problem.diagnostics()))
             display.tell(
                 f"safeclaw: nobody confirms the last {count} records, nor the session's end"
@@ -328,16 +323,10 @@ class _Run:
             if self._options.prompt:
                 prompt.start(asked, attempt, self._client)
 
-        self._telling.put(ask)
-
-    def _tell(self, text: str) -> None:
-        try:
-            self._telling.put(lambda: display.tell(text))
-        except RuntimeError:  # the person has no thread left to have
-            display.tell(text, patient=False)
+        self._teller.put(ask)
 
     def _adopted(self, policy: Policy) -> None:
-        self._tell(
+        self._teller.tell(
             f"safeclaw: policy {printable(policy.name)} {policy.sha256[:12]} is in force from "
             "now on; files and networks it adds need a new session"
         )
@@ -349,14 +338,14 @@ class _Run:
             self._by_switch = True
             if self._kill is not None:
                 self._kill()
-        self._tell(f"safeclaw: {printable(reason)}; the agent is stopped")
+        self._teller.tell(f"safeclaw: {printable(reason)}; the agent is stopped")
 
     def _lost(self, reason: str) -> None:
         """Kill the agent: nobody is there to decide for it."""
         with self._kill_lock:
             if self._kill is not None:
                 self._kill()
-        self._tell(
+        self._teller.tell(
             f"safeclaw: {printable(reason)}; nothing is allowed any more, the agent is stopped\n"
             f"hint: the broker is {self._broker_in_words()}"
         )

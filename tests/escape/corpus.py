@@ -98,6 +98,11 @@ def _files() -> list[Attack]:
         Attack("int80", "int80.c", "outside", machine="x86_64"),
         Attack("aarch32", "aarch32.py", "outside", machine="aarch64"),
         Attack("tagged_pointer", "tagged_pointer.py", "verdict", machine="aarch64"),
+        Attack(
+            *("supervisor_pidfd", "supervisor_pidfd.c", "landlock"),
+            alone=True,
+            isolation="landlock",
+        ),
         Attack("kill_group", "kill_group.c", "landlock", alone=True),
         Attack("own_directory", "own_directory.py", "links", alone=True, isolation="landlock"),
         Attack("tiocsti", "tiocsti.c", "refusals", alone=True, terminal=True),

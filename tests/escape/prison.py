@@ -373,6 +373,6 @@ def _outcome(
         or b"WON" in said
         or b"a denied" in said
         or bool(changed)
-        or (attack.name == "kill_group" and status == -9)
+        or (attack.name in ("kill_group", "supervisor_pidfd") and status == -9)
     )
     return Outcome(int(won), 1, "\n".join([text, *changed]))
