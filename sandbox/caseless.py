@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import os
 import re
 import select
@@ -62,7 +63,7 @@ class Mount(msgspec.Struct, frozen=True):
 
 def mounts(text: bytes) -> Iterator[Mount]:
     """Read proc_pid_mountinfo(5)."""
-    for line in text.splitlines():
+    for line in text.split(b"\n")[:-1]:  # a carriage return may stand in a name
         before, _, after = line.partition(b" - ")
         _, _, device, _, point = before.split(b" ")[:5]
         kind, source = after.split(b" ")[:2]
@@ -113,7 +114,8 @@ class Look:
 
         def wait() -> None:
             try:
-                self._wait(source.fileno(), known, gate)
+                with source:
+                    self._wait(source, known, gate)
             except Exception as problem:
                 # SAFETY: nobody sees any more what comes up.
                 kill()
@@ -127,14 +129,13 @@ class Look:
 
         threading.Thread(target=wait, name="mounts", daemon=True).start()
 
-    def _wait(self, source: int, known: tuple[str, ...], gate: Gate) -> None:
+    def _wait(self, source: io.FileIO, known: tuple[str, ...], gate: Gate) -> None:
         shut = set(known)
         changed = select.poll()
         changed.register(source, select.POLLERR | select.POLLPRI)
         while True:
-            os.lseek(source, 0, os.SEEK_SET)
-            with open(source, "rb", closefd=False) as text:
-                more = [place for place in self.places(text.read()) if place not in shut]
+            source.seek(0)
+            more = [place for place in self.places(source.readall()) if place not in shut]
             if more:
                 gate.shut(tuple(more))
                 shut.update(more)

@@ -32,6 +32,7 @@ CHOSEN = (
 #: in landlock isolation would not start there.
 WHICH = (
     "(test_cgroup and (scope-ordinary or service-root)) or test_old_kernel"
+    " or (test_caseless and ordinary)"
     " or (test_resources and ordinary and not landlock) or (test_corpus and ordinary-full)"
 )
 
@@ -54,6 +55,12 @@ def test_limits_hold_without_a_cgroup(found: Trial) -> None:
 
 def test_what_an_old_kernel_lacks_is_said_and_gone_without_by_name(found: Trial) -> None:
     assert found.passed("tests/guest/test_old_kernel.py")
+
+
+def test_names_without_regard_to_case_are_found_in_the_kernels_own_file_systems(
+    found: Trial,
+) -> None:
+    assert found.passed("tests/guest/test_caseless.py")
 
 
 def test_attacks_fail_where_the_floor_is_an_old_one(found: Trial) -> None:

@@ -35,7 +35,6 @@ def attempt(name, deed):
 
 if len(sys.argv) > 2:
     open(sys.argv[2]).read()  # it ends when what is waited for has come
-attempt("plain", lambda: open(f"{above}/{place}/secrets/key").read())
 attempt("read", lambda: open(f"{above}/{place}/SECRETS/key").read())
 attempt("changed", lambda: open(f"{above}/{place}/SECRETS/key", "a").write("more"))
 attempt("made", lambda: open(f"{above}/{place}/Secrets/new", "x").close())
@@ -43,6 +42,7 @@ attempt("run", lambda: subprocess.run([f"{above}/{place}/TOOL"], check=True))
 attempt("moved", lambda: os.rename(above, "moved"))
 attempt("read-there", lambda: open(f"moved/{place}/SECRETS/key").read())
 attempt("back", lambda: os.rename("moved", above))
+attempt("plain", lambda: open(f"{above}/{place}/secrets/key").read())
 """
 #: What works by another spelling where nobody knows of it.
 DEEDS = ["read", "changed", "made", "run", "moved", "read-there", "back"]
@@ -106,9 +106,11 @@ def unaware(person: Person) -> None:
     person.program = [person.program[0], str(weakened), "caseless"]
 
 
-def command(person: Person, isolation: str, place: str, *more: str) -> tuple[str, ...]:
+def command(
+    person: Person, isolation: str, place: str, *more: str, policy: str = POLICY
+) -> tuple[str, ...]:
     """Return the arguments of a run of the agent, outside its workspace's mounts."""
-    policy = person.base / "policy.yaml"
-    policy.write_text(POLICY)
-    options = (*options_here(isolation), "--policy", str(policy))
+    chosen = person.base / "policy.yaml"
+    chosen.write_text(policy)
+    options = (*options_here(isolation), "--policy", str(chosen))
     return ("run", *options, "--", "/usr/bin/python3", "-c", AGENT, place, *more)

@@ -25,7 +25,7 @@ from safeclaw.errors import JournalFaultError
 from safeclaw.policies.document import Resources
 from safeclaw.policies.loader import load
 from safeclaw.policies.model import Decision
-from safeclaw.sandbox import dns
+from safeclaw.sandbox import caseless, dns
 from safeclaw.sandbox.cgroup import Group
 from safeclaw.sandbox.limits import Limits, Plan
 from safeclaw.sandbox.names import Names, NameServer
@@ -112,6 +112,19 @@ def test_limits_that_nobody_can_hold_any_more_end_the_session(
     killed = threading.Event()
     limits = Limits(Resources(cpu_time=1), Plan(), Group(str(tmp_path)))
     limits.watch(gate, killed.set)
+    assert killed.wait(10)
+    wait_until(lambda: [one.action for one in violated(setting)] == ["sandbox.defect"])
+
+
+def test_a_session_is_ended_when_nobody_sees_any_more_what_is_mounted(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = caseless.Look("/")
+    monkeypatch.setattr(caseless, "mounts", broken)
+    gate = setting.gate()
+    gate.started({})
+    killed = threading.Event()
+    look.watch(os.getpid(), (), gate, killed.set)
     assert killed.wait(10)
     wait_until(lambda: [one.action for one in violated(setting)] == ["sandbox.defect"])
 

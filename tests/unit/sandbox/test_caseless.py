@@ -17,9 +17,9 @@ def line(point: str, kind: str, source: str = "/dev/sda1") -> bytes:
 
 
 def test_mountinfo_is_read_with_its_escapes_and_optional_fields() -> None:
-    text = line(r"/mnt/a\040b\134c", "fuse.x") + b"1 0 0:5 / / rw - ext4 /dev/root rw\n"
+    text = line("/mnt/a\\040b\\134\rc", "fuse.x") + b"1 0 0:5 / / rw - ext4 /dev/root rw\n"
     assert list(mounts(text)) == [
-        Mount("/mnt/a b\\c", "fuse.x", (b"8:1", b"fuse.x", b"/dev/sda1")),
+        Mount("/mnt/a b\\\rc", "fuse.x", (b"8:1", b"fuse.x", b"/dev/sda1")),
         Mount("/", "ext4", (b"0:5", b"ext4", b"/dev/root")),
     ]
 
