@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import termios
 from collections.abc import Callable
 
 from safeclaw.daemon.errands import Errands
@@ -74,19 +75,26 @@ class Teller:
     def __init__(self) -> None:
         self._turns = Errands("telling")
 
-    def tell(self, text: str) -> None:
-        """Have whole lines written to stderr."""
-        self.put(lambda: tell(text))
+    def tell(self, text: str, *, last: bool = False) -> None:
+        """Have whole lines written to stderr; see :func:`tell`."""
+        self.put(lambda: tell(text, last=last))
 
     def put(self, telling: Callable[[], None]) -> None:
         """Have the person told, unless they are too far behind, or no thread is to be had."""
         if len(self._turns) < _UNTOLD_MAX:
             with contextlib.suppress(RuntimeError):
-                self._turns.put(telling)
+                self._turns.put(lambda: _try(telling))
 
     def settle(self) -> None:
-        """Wait until it is told, but not for ever."""
+        """Wait until it is told, but not for ever; to be called when no agent runs any more."""
+        with contextlib.suppress(termios.error):  # it is no terminal
+            termios.tcflow(2, termios.TCOON)  # which the agent may have stopped
         self._turns.settle(_LAST_WORDS)
+
+
+def _try(telling: Callable[[], None]) -> None:
+    with contextlib.suppress(RuntimeError):  # it wanted a thread, and there was none
+        telling()
 
 
 def _has_room(descriptor: int) -> bool:

@@ -239,14 +239,14 @@ class _Run:
             raise
         finally:
             self._close(gate, hello, lease, gate.lost or reason, status)
-            self._teller.settle()
             if self._unshown:
                 what = "attempts that would be denied" if self._observe else "attempts denied"
-                display.tell(
+                self._teller.tell(
                     f"safeclaw: {what}: {gate.denials}; "
                     f"safeclaw audit show --session {printable(lease.session)} --decision deny",
                     last=True,
                 )
+            self._teller.settle()
 
     def _command(self) -> tuple[str, ...]:
         """Return the command with its program's path; without one, the session ends here."""
@@ -288,9 +288,8 @@ class _Run:
             )
         except SafeclawError as problem:
             count = len(gate.unacknowledged)
-            self._teller.settle()
-            display.tell("\n".join(problem.diagnostics()))
-            display.tell(
+            self._teller.tell("\n".join(problem.diagnostics()))
+            self._teller.tell(
                 f"safeclaw: nobody confirms the last {count} records, nor the session's end"
             )
 

@@ -43,3 +43,12 @@ def test_an_agent_that_hides_its_letters_does_not_hide_the_number(person: Person
     shown = done.stdout.index("safeclaw: attempts denied: 1;")
     between = done.stdout[hidden:shown]  # read as text: \r is \n
     assert between.endswith("\x1b[?1047l\x1b[0m\x0f\x1b(B\x1b[?25h\n\x1b[K")
+
+
+def test_an_agent_that_has_stopped_the_terminal_does_not_hide_the_number(person: Person) -> None:
+    person.write("secrets/token", "secret\n")
+    stop = "import fcntl, termios; fcntl.ioctl(1, termios.TCXONC, termios.TCOOFF)"
+    person.write("agent.sh", f"cat secrets/token; exec /usr/bin/python3 -IS -c '{stop}'\n")
+    command = shlex.join(person.command("run", "-q", "--", "sh", "agent.sh"))
+    done = person.finish(person.start(["script", "-qefc", command, "/dev/null"], person.workspace))
+    assert "safeclaw: attempts denied: 1;" in done.stdout
