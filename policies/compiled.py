@@ -46,6 +46,8 @@ _REPLACES = ("file.write.create", "file.write.rename", _LINK)
 #: Each session has its own in full isolation (``sandbox.walls``).
 _PRIVATE = ("/tmp", "/var/tmp")
 _REMEMBERED = 4096
+#: What a process has open (proc_pid_fd(5)).
+_OWN_DESCRIPTORS = "/proc/self/fd/"
 #: Writing there changes the machine, not a file, and for root nothing else would stop it.
 _KERNEL = (
     "/sys", "/proc/sys", "/proc/sysrq-trigger", "/proc/acpi", "/proc/bus", "/proc/fs",
@@ -262,6 +264,9 @@ class CompiledPolicy:
             inside = lies_in(path, self.context.read_only)
             if inside is not None:
                 return Verdict(Decision.DENY, PROTECTED, "in force, hence not to be changed")
+            if path.startswith(_OWN_DESCRIPTORS):
+                # SAFETY: what is changed by such a name has none in the view; no rule means it.
+                return Verdict(Decision.DENY, PROTECTED, "not a file of the view")
             if path.startswith(("/sys", "/proc/")) and lies_in(path, _KERNEL) is not None:
                 return Verdict(Decision.DENY, PROTECTED, "an interface of the kernel")
         return None

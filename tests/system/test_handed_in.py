@@ -57,18 +57,20 @@ print(json.dumps([
     attempt(watch),
 ]))
 """
-#: The supervisor with the defence off: a path is believed wherever it is one.
-BELIEVED = """
-import sys
-from safeclaw.daemon.cli.main import main
-from safeclaw.sandbox import resolve
-resolve.Resolver._is_here = lambda *_: True
-sys.exit(main())
-"""
 
 
-#: The same: whatever is open counts as open for all.
-HELD = BELIEVED.replace("resolve.Resolver._is_here", "opens._holds").replace("resolve", "opens")
+def _driver(package: str, module: str, change: str) -> str:
+    return (
+        f"import sys\nfrom safeclaw.{package} import {module}\n{module}.{change}\n"
+        "from safeclaw.daemon.cli.main import main\nsys.exit(main())\n"
+    )
+
+
+#: The supervisor with one defence off: a path is believed wherever it is one; whatever is open
+#: counts as open for all; a rule may be about what is open.
+BELIEVED = _driver("sandbox", "resolve", "Resolver._is_here = lambda *_: True")
+HELD = _driver("sandbox", "opens", "_holds = lambda *_: True")
+WRITABLE = _driver("policies", "compiled", "_OWN_DESCRIPTORS = 'nowhere'")
 
 
 def _weaken(person: Person, text: str) -> None:
@@ -115,6 +117,30 @@ def test_a_file_of_the_hosts_tmp_is_not_taken_for_one_of_the_sessions(
     assert (given.read_text(), given.stat().st_mode & 0o777) == ("x", 0o666)
     assert str(found["log"]).startswith("of somebody before")
     assert str(found["place"]).startswith("of somebody before")
+
+
+@pytest.mark.parametrize("isolation", ["full", "landlock"])
+def test_no_rule_has_it_changed_that_names_all_there_is(person: Person, isolation: str) -> None:
+    given = person.base / "given"
+    if not str(given).startswith("/tmp/"):
+        pytest.skip("pytest's directories are not below /tmp")
+    given.write_text("given to be read")
+    given.chmod(0o600)
+    person.own()
+    person.write("agent.py", BEGIN + AGENT)
+    person.write(
+        "policy.yaml",
+        'version: "1.0"\nrules:\n  - {action: shell.execute, effect: allow}\n'
+        '  - {action: [file.read, file.write], path: "/**", effect: allow}\n',
+    )
+    for weak in (False, True):
+        if weak:
+            _weaken(person, WRITABLE)
+        command = _command(isolation, "--policy", "policy.yaml")
+        done = person.finish(person.popen(*command, redirect=f"< {given}"))
+        assert done.returncode == 0, done.stderr
+        changed = (given.read_text(), given.stat().st_mode & 0o777)
+        assert changed == (("x", 0o666) if weak else ("given to be read", 0o600)), done.stdout
 
 
 @pytest.mark.parametrize("isolation", ["full", "landlock"])
