@@ -22,7 +22,7 @@ from safeclaw.daemon import protocol
 from safeclaw.daemon.channel import Channel
 from safeclaw.daemon.errands import Errands
 from safeclaw.daemon.judge import Evaluator, Judge, Known, recordable
-from safeclaw.daemon.line import GRACE, UNACKNOWLEDGED_MAX, Line, Reconnect
+from safeclaw.daemon.line import GRACE, LONG, UNACKNOWLEDGED_MAX, Line, Reconnect
 from safeclaw.errors import BrokerError
 from safeclaw.policies.document import Policy
 from safeclaw.policies.model import (
@@ -101,6 +101,8 @@ class Gate:
                 known = judge.decide(attempt, exe, enforced_by)
             if known.asks:
                 known = self._ask(attempt, pid, exe, enforced_by, known)
+            if len(known.tail) > LONG:
+                line.await_room(len(known.tail))
             with line.sending:
                 # INVARIANT: the number of a record stands behind the adoption of its policy.
                 if judge is not self._judge:
@@ -269,7 +271,7 @@ class Gate:
     def _refuse(self, attempt: Attempt, pid: int, exe: str, enforced_by: str) -> Verdict:
         """Deny whatever the policy says, and record that.  ``sending`` is held."""
         verdict = self._no()
-        attempt = recordable(attempt)
+        attempt = recordable(attempt, target_fields(attempt.target))
         tail = protocol.decided_tail(attempt, verdict, exe=printable(exe), enforced_by=enforced_by)
         self._line.keep(protocol.decided_packet(tail, self._line.number + 1, pid, 0))
         self.denials += 1

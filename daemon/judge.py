@@ -23,7 +23,7 @@ from safeclaw.policies.model import (
 )
 from safeclaw.sandbox.gate import HELD_BACK
 
-_MEMO_MAX = 32768
+_MEMO_MAX, _PERMITTED_MAX = 32768, 256
 #: How many bytes of records are remembered: an agent chooses how long its paths are.
 _MEMO_BYTES_MAX = 16 * 1024 * 1024
 #: Attempts whose encoding is longer are not remembered (programs with huge argument lists).
@@ -80,8 +80,11 @@ class Known:
         self.shown = verdict.decision is Decision.ALLOW
 
 
-def recordable(attempt: Attempt) -> Attempt:
-    """Return the attempt as it can be recorded; of all, only a program's may be too long."""
+def recordable(attempt: Attempt, fields: dict[str, object]) -> Attempt:
+    """Return the attempt as it can be recorded; of all, only a program's may be too long.
+
+    ``fields`` are those of its target.
+    """
     target = attempt.target
     if not isinstance(target, ProgramTarget):
         return attempt
@@ -90,7 +93,7 @@ def recordable(attempt: Attempt) -> Attempt:
     # a character is up to 4 bytes, each of which up to 5 (an escape, whose backslash is another)
     if 20 * size + 3 * len(words) < _TARGET_MAX:
         return attempt
-    if len(msgspec.json.encode(target_fields(target))) <= _TARGET_MAX:
+    if len(msgspec.json.encode(fields)) <= _TARGET_MAX:
         return attempt
     what = f"{target.program} with {len(words)} words of {size} characters"
     return Attempt(attempt.action, OtherTarget(what))
@@ -108,6 +111,8 @@ class Judge:
         self._observe = observe
         self._known: dict[tuple[Attempt, str, str], Known] = {}
         self._known_bytes = 0
+        #: What was asked without a record; each exec asks for its loader.
+        self._permitted: dict[Attempt, bool] = {}
         #: By attempt, program, and who enforces: what is known of it, or None.
         self.recall = self._known.get
 
@@ -119,8 +124,10 @@ class Judge:
         if enforced_by == HELD_BACK:
             asks = False
             answer = verdict = Verdict(Decision.DENY, "protected", "not the session's own")
-        recorded = recordable(attempt)
+        fields = target_fields(attempt.target)
+        recorded = recordable(attempt, fields)
         if recorded is not attempt:
+            fields = target_fields(recorded.target)
             # SAFETY: what no record can hold is not done, whoever says yes or only observes.
             attempt, asks = recorded, False
             answer = verdict = Verdict(Decision.DENY, "protected", "too long to be recorded")
@@ -130,7 +137,7 @@ class Judge:
         else:
             enforced_by_whom = "observe"
         tail = protocol.decided_tail(
-            attempt, verdict, exe=printable(exe), enforced_by=enforced_by_whom
+            attempt, verdict, exe=printable(exe), enforced_by=enforced_by_whom, target=fields
         )
         known = Known(tail, verdict, answer, waits=self._strict, asks=asks)
         # Names that do not exist (a walk along PATH) are recorded, but no news to a person.
@@ -153,7 +160,13 @@ class Judge:
 
     def permits(self, attempt: Attempt) -> bool:
         """Whether the policy itself allows it, whatever observing lets through."""
-        return self._policy.evaluate(attempt).decision is Decision.ALLOW
+        permitted = self._permitted.get(attempt)
+        if permitted is None:
+            permitted = self._policy.evaluate(attempt).decision is Decision.ALLOW
+            if len(self._permitted) >= _PERMITTED_MAX:
+                self._permitted.clear()
+            self._permitted[attempt] = permitted
+        return permitted
 
     def answer(self, attempt: Attempt) -> Verdict:
         """Return the verdict that is acted on, and remember nothing."""

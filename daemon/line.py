@@ -30,7 +30,7 @@ RENEW_NS = protocol.LEASE_NS // 2
 #: How many records may be without acknowledgement before an attempt waits.
 UNACKNOWLEDGED_MAX = 16384
 #: How many bytes those that are long may be together: a program's words can be megabytes.
-_LONG = 4096
+LONG = 4096
 _LONG_BYTES_MAX = 32 << 20
 #: How many denials after the loss are kept for the journal; the agent is being killed.
 _KEPT_AFTER_LOSS_MAX = 4 * UNACKNOWLEDGED_MAX
@@ -144,7 +144,7 @@ class Line:
             self.ask_durable()
             if not self._wait_durable(number - UNACKNOWLEDGED_MAX // 2):
                 return False
-        long = len(packet) > _LONG
+        long = len(packet) > LONG
         if long and not self._room_for(len(packet)):
             return False
         # Kept before it is sent: what is sent and not kept could be lost with the broker.
@@ -160,18 +160,30 @@ class Line:
         self.number = number - 1
         return False
 
+    def await_room(self, size: int) -> None:
+        """Wait for the room that a long record needs; ``sending`` is not held: others go on."""
+        with self.sending:
+            if self._has_room(size) or self.lost is not None or self.suspended:
+                return
+            self.ask_durable()
+            number = self._long[-1][0]
+        self._wait_durable(number)
+
     def _room_for(self, size: int) -> bool:
         """Wait for the long records on their way where with one more they are too many bytes.
 
         SAFETY: who writes them is the agent, and they are in this process's memory.
         """
-        if self._long_bytes + size > _LONG_BYTES_MAX and self._long:
+        if not self._has_room(size):
             self.ask_durable()
             if not self._wait_durable(self._long[-1][0]):
                 return False
+        return self._has_room(size)
+
+    def _has_room(self, size: int) -> bool:
         while self._long and self._long[0][0] <= self._acknowledged:
             self._long_bytes -= self._long.popleft()[1]
-        return True
+        return self._long_bytes + size <= _LONG_BYTES_MAX or not self._long
 
     def keep(self, packet: bytes) -> None:
         """Record what nobody waits for: send it, or keep it for the broker that comes."""

@@ -256,13 +256,25 @@ _DECIDED = struct.Struct(">3sBQBIBQ")
 _UINT64, _UINT32 = 0xCF, 0xCE
 
 
-def decided_tail(attempt: Attempt, verdict: Verdict, *, exe: str, enforced_by: str) -> bytes:
-    """Return the part of a decision that is the same each time; ``exe`` is printable text."""
+def decided_tail(
+    attempt: Attempt,
+    verdict: Verdict,
+    *,
+    exe: str,
+    enforced_by: str,
+    target: dict[str, object] | None = None,
+) -> bytes:
+    """Return the part of a decision that is the same each time; ``exe`` is printable text.
+
+    ``target`` are the fields of the attempt's, where they are known.
+    """
+    if target is None:
+        target = target_fields(attempt.target)
     fields = (
         exe,
         attempt.action,
-        target_fields(attempt.target),
-        fingerprint(attempt),
+        target,
+        fingerprint(attempt, target),
         verdict.decision,
         verdict.rule,
         verdict.reason,

@@ -199,7 +199,12 @@ def describe(target: Target) -> str:
             return printable(what)
 
 
-def fingerprint(attempt: Attempt) -> str:
-    """Return the SHA-256 (hex) over the attempt's canonical JSON (RFC 8785)."""
-    value = {"action": attempt.action, "target": target_fields(attempt.target)}
+def fingerprint(attempt: Attempt, fields: dict[str, object] | None = None) -> str:
+    """Return the SHA-256 (hex) over the attempt's canonical JSON (RFC 8785).
+
+    ``fields`` are those of its target, where they are known: a program's can be megabytes.
+    """
+    if fields is None:
+        fields = target_fields(attempt.target)
+    value = {"action": attempt.action, "target": fields}
     return hashlib.sha256(msgspec.json.encode(value, order="sorted")).hexdigest()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import time
 from collections.abc import Callable
 
@@ -17,7 +18,6 @@ from safeclaw.sandbox.gate import Handover
 
 PATH_MAX = 4096
 _PAGE = 4096
-_ARG_MAX = 6 * 1024 * 1024
 
 
 def read_string(pid: int, address: int, limit: int = PATH_MAX) -> bytes:
@@ -48,45 +48,23 @@ def read_exact(pid: int, address: int, size: int) -> bytes:
     return data
 
 
-def read_strings(pid: int, address: int) -> list[bytes]:
-    """Return a NULL-terminated vector of strings (execve(2)'s argv and envp)."""
-    out: list[bytes] = []
-    total = 0
-    while address:
-        window = (_PAGE - address % _PAGE) // 8 or 1
-        pointers = read_exact(pid, address, window * 8)
-        for index in range(window):
-            pointer = int.from_bytes(pointers[index * 8 : index * 8 + 8], "little")
-            if not pointer:
-                return out
-            try:
-                word = read_string(pid, pointer, 32 * _PAGE)
-            except OSError as problem:
-                if problem.errno != errno.ENAMETOOLONG:
-                    raise
-                raise OSError(errno.E2BIG, os.strerror(errno.E2BIG)) from None
-            total += len(word) + 9
-            if total > _ARG_MAX:
-                raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
-            out.append(word)
-        address += window * 8
-    return out
-
-
 #: How much of /proc/PID/status holds its first two lines, whatever the name (64 bytes, escaped).
 _STATUS_HEAD = 512
+#: A name's newlines are escaped there.
+_IDS = re.compile(rb"^(Tgid|NStgid|NSpid):\t(.*)$", re.MULTILINE)
 
 
-def status(pid: int) -> dict[str, str]:
-    """Return /proc/PID/status as a mapping (proc(5))."""
-    with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as source:
-        return dict(line.rstrip("\n").split(":\t", 1) for line in source if ":\t" in line)
+def _ids(pid: int) -> tuple[int, int, int]:
+    """Return the thread group's id here, and both ids in their own namespace (proc_pid_status(5)).
 
-
-def _field(fields: dict[str, str], name: str) -> str:
-    """Return a field; ESRCH when it is not there, as with a task that is exiting."""
+    ESRCH when they are not there, as with a task that is exiting.
+    """
+    with open(f"/proc/{pid}/status", "rb", buffering=0) as source:
+        fields = dict(_IDS.findall(source.read()))
     try:
-        return fields[name]
+        # NStgid and NSpid list the ids outermost first
+        inner = [int(fields[name].split()[-1]) for name in (b"NStgid", b"NSpid")]
+        return int(fields[b"Tgid"]), inner[0], inner[1]
     except KeyError:
         raise OSError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
 
@@ -159,11 +137,7 @@ class Caller:
         self.pid = pid
         self.trusted_until = time.monotonic_ns() + _TRUST_NS
         self._start = _start_time(pid)
-        fields = status(pid)
-        self.tgid = int(_field(fields, "Tgid"))
-        # NStgid and NSpid list the ids outermost first
-        self.inner_tgid = int(_field(fields, "NStgid").split()[-1])
-        self.inner_tid = int(_field(fields, "NSpid").split()[-1])
+        self.tgid, self.inner_tgid, self.inner_tid = _ids(pid)
         try:
             self.exe = os.readlink(f"/proc/{pid}/exe")
         except OSError:

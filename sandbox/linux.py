@@ -14,6 +14,8 @@ import functools
 import os
 import struct
 import threading
+from array import array
+from collections.abc import Sequence
 
 # linux/sched.h
 CLONE_NEWNS = 0x00020000
@@ -345,11 +347,17 @@ def read_memory(pid: int, address: int, size: int) -> bytes:
         window.remote.length = size
         got = _readv(pid, window.local_at, 1, window.remote_at, 1, 0)
         return bytes(window.view[: _check(got, "read the caller's memory")])
-    buffer = ctypes.create_string_buffer(size)
-    local = Iovec(ctypes.addressof(buffer), size)
-    remote = Iovec(address, size)
-    got = _readv(pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
-    return buffer.raw[: _check(got, "read the caller's memory")]
+    return read_memory_parts(pid, ((address, size),))
+
+
+def read_memory_parts(pid: int, parts: Sequence[tuple[int, int]]) -> bytes:
+    """process_vm_readv(2): (address, size) of each, one behind the other, cut as above."""
+    # not as ctypes' arrays: to make a type for each length takes longer than to read
+    buffer = bytearray(sum(size for _, size in parts))
+    local = Iovec(ctypes.addressof(ctypes.c_char.from_buffer(buffer)), len(buffer))
+    remote = array("Q", [word for part in parts for word in part])
+    got = _readv(pid, ctypes.byref(local), 1, remote.buffer_info()[0], len(parts), 0)
+    return bytes(memoryview(buffer)[: _check(got, "read the caller's memory")])
 
 
 def write_memory(pid: int, address: int, data: bytes) -> None:
@@ -361,6 +369,13 @@ def write_memory(pid: int, address: int, data: bytes) -> None:
         _writev(pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0),
         "write the caller's memory",
     )
+
+
+def share_arenas(count: int) -> None:
+    """mallopt(3) M_ARENA_MAX: threads allocate from so many; where libc has such a thing."""
+    mallopt = getattr(_libc, "mallopt", None)
+    if mallopt is not None:
+        mallopt(ctypes.c_int(-8), ctypes.c_int(count))
 
 
 def landlock_abi() -> int:

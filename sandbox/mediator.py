@@ -17,6 +17,7 @@ import os
 import resource
 import select
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 _CALLERS_MAX, _BACKGROUND_MAX = 128, 512
 #: What part of the descriptors that this process may have each of these may use.
 _CALLERS_PART, _BACKGROUND_PART = 4, 8
+#: How soon the loop gets the interpreter from a thread that computes, in seconds.
+_SWITCH = 0.001
 #: How many opened names are remembered, and for how many programs.
 _OPENED_MAX = 65536
 _PROGRAMS_MAX = 64
@@ -268,6 +271,9 @@ class Mediator:
             OSError: the listener is of no use any more, though the agent lives.
 
         """
+        sys.setswitchinterval(_SWITCH)
+        # each would keep what its threads have given back: megabytes, after a large exec
+        linux.share_arenas(1)
         # before Linux 6.6 there is no such flag: slower, not weaker
         with contextlib.suppress(OSError):
             fcntl.ioctl(

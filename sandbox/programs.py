@@ -1,27 +1,27 @@
-"""Programs: judged before execve, and compared at the exec stop.
+"""Programs: judged before execve, and compared at the :mod:`~safeclaw.sandbox.exec_stop`.
 
-The call is let through with CONTINUE only under ptrace: the new image stops
-before its first instruction and is killed unless its executable, argv and
-environment are those that were judged (ptrace(2), PTRACE_EVENT_EXEC).
+What is copied of the caller's is its path, argv and envp, once, each exec in a thread of its own.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import re
-import signal
 import stat
 
 import msgspec
 
 from safeclaw.policies.model import Attempt, ProgramTarget
-from safeclaw.sandbox import linux
-from safeclaw.sandbox.caller import read_strings
+from safeclaw.sandbox import exec_stop, linux, vectors
+from safeclaw.sandbox.budget import Budget, Share
+from safeclaw.sandbox.exec_stop import Image
 from safeclaw.sandbox.mediator import Handler, Notification
 from safeclaw.sandbox.pinning import path_argument, pin
 from safeclaw.sandbox.resolve import Pinned, error
+from safeclaw.sandbox.vectors import Vectors
 
 #: musl's is its libc.so; its name as a loader is a link to that.
 _LOADER = re.compile(
@@ -40,42 +40,15 @@ _LOADER_TAKES_VALUE = frozenset(
 _SHEBANG_MAX = 256
 _CHAIN_MAX = 4
 _TERMINATOR = re.compile(rb"[ \t\0]")
+#: How many bytes of argv and envp an exec may have without a share of the budget, and how many
+#: all the others may have at once, from the first copy to the exec stop.  Until it is judged each
+#: has a share for the most, and hence its turn: records of megabytes would wait for each other,
+#: and all others for them.  What a person is asked about keeps its own size, and no turn.
+_FREE = 32 * 1024
+_BUDGET = Budget(vectors.MOST + 2 * 1024 * 1024)
 #: Variables with which no program is started: the loader would run other code than the program's
 #: before it, in a namespace of its own that the program cannot see (rtld-audit(7)).
 _FORBIDDEN_VARIABLES = (b"LD_AUDIT=",)
-
-
-class Image:
-    """What the exec stop must find: the executable's inode, its argv and environment."""
-
-    __slots__ = ("argv", "environment", "inode")
-
-    def __init__(self, inode: tuple[int, int], argv: list[bytes], environment: list[bytes]) -> None:
-        self.inode = inode
-        self.argv = argv
-        self.environment = environment
-
-    def differs(self, pid: int) -> str | None:
-        """Return what is not as approved in the stopped process ``pid``, or None."""
-        found = os.stat(f"/proc/{pid}/exe")
-        if (found.st_dev, found.st_ino) != self.inode:
-            return f"executable is {os.readlink(f'/proc/{pid}/exe')}"
-        if _nul_list(f"/proc/{pid}/cmdline") != self.argv:
-            return "argv is not what was approved"
-        if _nul_list(f"/proc/{pid}/environ") != self.environment:
-            return "environment is not what was approved"
-        return None
-
-
-def _nul_list(path: str) -> list[bytes]:
-    with open(path, "rb") as source:
-        data = source.read()
-    return data.split(b"\0")[:-1] if data else []
-
-
-def _inode(fd: int) -> tuple[int, int]:
-    info = os.fstat(fd)
-    return info.st_dev, info.st_ino
 
 
 def _shebang(pinned: Pinned) -> tuple[str, list[bytes]] | None:
@@ -144,19 +117,24 @@ def _only_lists(argv: list[bytes], loader: str, environment: list[bytes]) -> boo
     )
 
 
-def _exec(note: Notification) -> int | None:
-    if note.name == "execve":
-        dirfd, path = linux.AT_FDCWD, path_argument(note, 0)
-        vectors, flags = note.args[1:3], 0
-    else:
-        dirfd, path = note.int_arg(0), path_argument(note, 1)
-        vectors, flags = note.args[2:4], note.int_arg(4)
-    argv = read_strings(note.pid, vectors[0]) or [b""]
-    environment = read_strings(note.pid, vectors[1])
-    note.check_alive()
-    # A thread of its own: ptrace belongs to a thread, and an exec takes its time.
-    note.mediator.background(note, lambda: _run(note, dirfd, path, flags, argv, environment))
-    return None
+def _exec(note: Notification) -> None:
+    path = path_argument(note, 0 if note.name == "execve" else 1)
+    # A thread of its own: ptrace belongs to a thread, and to copy megabytes takes its time.
+    note.mediator.background(note, functools.partial(_run, note, path))
+
+
+def _copied(
+    note: Notification, first: int, stack: contextlib.ExitStack
+) -> tuple[Vectors, Share | None]:
+    """Copy argv and envp, from the arguments ``first`` on; a share of the budget is ``stack``'s."""
+    argv, envp = note.args[first : first + 2]
+    try:
+        return vectors.read(note.pid, argv, envp, _FREE), None
+    except OSError as problem:
+        if problem.errno != errno.E2BIG:
+            raise
+    share = stack.enter_context(_BUDGET.share(note, vectors.MOST))
+    return vectors.read(note.pid, argv, envp, vectors.bound(note.pid)), share
 
 
 def _pin_program(note: Notification, dirfd: int, path: str, flags: int) -> Pinned:
@@ -178,16 +156,19 @@ def _refuse(note: Notification, pinned: Pinned) -> None:
         raise error(errno.EACCES)
 
 
-def _run(
-    note: Notification,
-    dirfd: int,
-    path: str,
-    flags: int,
-    argv: list[bytes],
-    environment: list[bytes],
-) -> int | None:
+def _run(note: Notification, path: str) -> None:
+    if note.name == "execve":
+        dirfd, vectors_at, flags = linux.AT_FDCWD, 1, 0
+    else:
+        dirfd, vectors_at, flags = note.int_arg(0), 2, note.int_arg(4)
+    note.check_alive()
     with contextlib.ExitStack() as stack:
         program = stack.enter_context(_pin_program(note, dirfd, path, flags))
+        copied, share = _copied(note, vectors_at, stack)
+        # SAFETY: while it waited, and was copied, the caller may have ended and its number become
+        # another's; then so are the words.
+        note.check_alive()
+        argv, environment = copied.argv or [b""], copied.environment
         chain = _chain(note, program, _name(dirfd, path), argv, stack)
         target = ProgramTarget(
             program.path,
@@ -210,14 +191,16 @@ def _run(
                 ):
                     unsure = f"a loader has to be given the program's whole path, {target.program}"
         # the person's own command is the session's start, judged as that, once
-        first = note.mediator.first_program
+        command = note.mediator.first_program
         note.mediator.first_program = None
-        action = "session.start" if first == target.argv else "shell.execute"
+        action = "session.start" if command == target.argv else "shell.execute"
+        if share is not None and note.mediator.gate.may_wait(Attempt(action, target)):
+            share.shrink(copied.size)
         target = _judge(note, action, target, variables)
+        if share is not None:
+            share.shrink(copied.size)
         _require_plain(note, target, variables, unsure)
-        image = Image(_inode(chain.image.fd), chain.argv, environment)
-    _continue_to_exec_stop(note, image, target)
-    return None
+        exec_stop.go_on(note, Image(chain.image.fd, chain.argv, environment), target)
 
 
 def _judge(
@@ -304,46 +287,6 @@ def _behind_loader(
     with pin(note, "shell.execute", linux.AT_FDCWD, os.fsdecode(argv[index])) as program:
         words = tuple(os.fsdecode(word) for word in argv[index:])
         return ProgramTarget(program.path, words, (loader.path,))
-
-
-def _continue_to_exec_stop(note: Notification, image: Image, target: ProgramTarget) -> None:
-    pid = note.pid
-    tgid = note.caller.tgid
-    # SAFETY: EXITKILL, so that a thread which ends before it has compared lets nothing run.
-    linux.ptrace(linux.PTRACE_SEIZE, pid, linux.PTRACE_O_TRACEEXEC | linux.PTRACE_O_EXITKILL)
-    linux.ptrace(linux.PTRACE_INTERRUPT, pid)
-    # SAFETY: CONTINUE reads argv again, from memory another thread may have changed;
-    # the exec stop below compares what the kernel made of it before it can run.
-    note.reply(flags=linux.SECCOMP_USER_NOTIF_FLAG_CONTINUE)
-    while True:
-        try:
-            found, status = os.waitpid(-1, linux.WALL | linux.WNOTHREAD)
-        except ChildProcessError:
-            return  # killed meanwhile
-        if os.WIFEXITED(status) or os.WIFSIGNALED(status):
-            if found == pid:
-                return
-            continue
-        event = status >> 16
-        if event == linux.PTRACE_EVENT_EXEC:
-            break
-        # SAFETY: an exec that succeeds stops at its event before it could return to user
-        # mode, so any other stop means that it failed.  A signal is passed on, not lost.
-        linux.ptrace(linux.PTRACE_DETACH, found, 0 if event else os.WSTOPSIG(status))
-        return
-    note.mediator.forget(pid)
-    note.mediator.forget(tgid)
-    try:
-        difference = image.differs(tgid)
-    except OSError as problem:
-        difference = f"cannot be compared: {problem}"
-    if difference is not None:
-        os.kill(tgid, signal.SIGKILL)
-        note.mediator.gate.violation(
-            Attempt("shell.execute", target), pid=pid, exe=target.program, reason=difference
-        )
-        return
-    linux.ptrace(linux.PTRACE_DETACH, tgid)
 
 
 def handlers() -> dict[str, Handler]:

@@ -94,6 +94,7 @@ def _files() -> list[Attack]:
         Attack("host_loopback", "host_loopback.py", "outside"),
         Attack("memfd", "memfd.py", "outside"),
         Attack("loader", "loader.py", "loader"),
+        Attack("elf_interpreter", "elf_interpreter.py", "interpreter"),
         Attack("nested_filter", "nested_filter.c", "outside"),
         Attack("int80", "int80.c", "outside", machine="x86_64"),
         Attack("aarch32", "aarch32.py", "outside", machine="aarch64"),

@@ -14,6 +14,7 @@ import hashlib
 import os
 import pty
 import pwd
+import shutil
 import socket
 import subprocess
 from collections.abc import Callable
@@ -171,6 +172,15 @@ def _attributes(area: Path, token: str, _uid: int, _stack: contextlib.ExitStack)
     return _nothing
 
 
+def _elf_interpreter(area: Path, _token: str, _uid: int, _stack: contextlib.ExitStack) -> Look:
+    """Put a loader, which runs what is given to it, where nothing may be read."""
+    for loader in ("/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1"):
+        if os.path.exists(loader):
+            shutil.copy(loader, area / "secrets/loader")
+    (area / "secrets/loader").chmod(0o755)
+    return _nothing
+
+
 def _set_user_id(area: Path, _token: str, uid: int, _stack: contextlib.ExitStack) -> Look:
     path = area / "bin/other"
     path.write_bytes((area / "attack").read_bytes())
@@ -209,6 +219,7 @@ STAGES: dict[str, Callable[[Path, str, int, contextlib.ExitStack], Look]] = {
     "system_v.py": _system_v,
     "message_queue.py": _message_queue,
     "set_user_id.c": _set_user_id,
+    "elf_interpreter.py": _elf_interpreter,
     "xattr_value.py": _attributes,
     "xattr_names.py": _attributes,
     "new_calls.c": _attributes,

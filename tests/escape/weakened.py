@@ -26,6 +26,7 @@ from safeclaw.sandbox import (
     binding,
     caseless,
     clearing,
+    exec_stop,
     filters,
     first,
     limits,
@@ -131,7 +132,14 @@ def _ioctls() -> None:
 
 
 def _exec_stop() -> None:
-    _replace(programs.Image, "differs", _nothing)
+    _replace(exec_stop.Image, "differs", _nothing)
+
+
+def _interpreter() -> None:
+    def may(*_: object) -> bool:
+        return True
+
+    _replace(exec_stop, "_may_read", may)
 
 
 def _loader() -> None:
@@ -211,6 +219,7 @@ DEFENCES = {
     "refusals": _refusals,  # the refusals by argument (the first seccomp program)
     "ioctls": _ioctls,  # the list of requests of ioctl(2), and the refusals by argument
     "exec-stop": _exec_stop,  # the comparison of the new image with what was approved
+    "interpreter": _interpreter,  # that a program's ELF interpreter is a file that may be read
     "loader": _loader,  # judging a loader as the program that it loads
     "loader-name": _loader_name,  # that a loader is given the name that was judged, without links
     "variables": _variables,  # what a policy forbids and pins of a program's environment

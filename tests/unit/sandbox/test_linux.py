@@ -8,7 +8,7 @@ import os
 import pytest
 
 from safeclaw.sandbox import linux
-from safeclaw.sandbox.caller import Caller, read_string, read_strings
+from safeclaw.sandbox.caller import Caller, read_string
 
 
 def test_layouts_have_the_sizes_of_the_headers() -> None:
@@ -48,12 +48,6 @@ def test_a_string_without_an_end_is_too_long() -> None:
 def test_an_address_that_is_not_mapped_is_a_fault() -> None:
     with pytest.raises(OSError, match="Bad address"):
         read_string(os.getpid(), 8)
-
-
-def test_a_vector_of_strings_ends_at_its_null() -> None:
-    words = [ctypes.create_string_buffer(word) for word in (b"git", b"", b"caf\xe9")]
-    vector = (ctypes.c_void_p * 4)(*[ctypes.addressof(word) for word in words], None)
-    assert read_strings(os.getpid(), ctypes.addressof(vector)) == [b"git", b"", b"caf\xe9"]
 
 
 def test_a_caller_knows_its_umask_now() -> None:
