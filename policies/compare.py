@@ -24,6 +24,7 @@ from safeclaw.policies.buckets import covers
 from safeclaw.policies.compiled import Context, compile_policy
 from safeclaw.policies.cover import Atom, Command, Place
 from safeclaw.policies.document import Assurance, Effect, Environment, Mode, Policy, Rule
+from safeclaw.policies.moves import REACHES
 from safeclaw.policies.reach import SYSTEM, names_to_resolve
 
 #: How many rules are held against each other before it is given up.
@@ -31,6 +32,7 @@ _MOST = 3_000_000
 _WRITES = (
     "file.write.create", "file.write.modify", "file.write.rename", "file.write.link",
 )  # fmt: skip
+_EVERYWHERE = Place("/", (None,))
 _NOWHERE = Context(cover.WORKSPACE, cover.HOME, interpreter=(cover.INTERPRETER,))
 
 
@@ -124,6 +126,8 @@ class _Proof:
             yield from self._interpreters()
         if self._new.opens("file.write.rename"):
             yield from self._moves()
+        if self._new.opens("file.write.rename") or self._new.opens("file.write.link"):
+            yield from self._reached()
 
     # ---- the order of rules
 
@@ -240,6 +244,23 @@ class _Proof:
                 continue
             if not any(_holds_back(other, rule) for other in kept):
                 yield _finding(rule, "it kept files from being moved, and is no more")
+
+    def _reached(self) -> Iterator[Finding]:
+        """What a name opens as a socket has to be open by the old one, too, to be given it."""
+        back = _Proof(self._old, self._new, self._left)
+        for atom in self._old.atoms:
+            where = _EVERYWHERE if atom.condition is None else atom.condition
+            # without a condition an allow opens no socket by its path
+            opened = atom.condition is not None or atom.effect is Effect.ASK
+            if not atom.level or not opened or not isinstance(where, Place):
+                continue
+            for action in REACHES:
+                # that it is open at all, if only for a question
+                asked = Atom(atom.at, Effect.ASK, action, where)
+                if covers(atom.action, action) and back._obstacle(asked) is not None:
+                    rule = self._old.rules[atom.at]
+                    yield _finding(rule, "it kept files from being given such names, and is no more")
+        self._left = back._left
 
 
 def _holds_back(new: Rule, old: Rule) -> bool:

@@ -299,3 +299,13 @@ def test_a_policy_that_says_the_same_otherwise_is_equal() -> None:
         *_BASE[2:],
     ]
     assert compare(_loaded(_BASE), _loaded(again)).relation == "equal"
+
+
+def test_a_name_that_could_be_reached_kept_files_from_being_moved_there() -> None:
+    files = "{action: [file.read, file.write], path: '**', effect: allow}"
+    door = "{action: network.connect, path: 'door', effect: allow}"
+    old, new = _loaded([files, door]), _loaded([files])
+    move = Attempt("file.write.rename", FileTarget("/ws/a", "/ws/door"))
+    assert (_level(_compiled(old), move), _level(_compiled(new), move)) == (0, 2)
+    (finding,) = compare(old, new).wider
+    assert "kept files from being given such names" in finding.why
