@@ -24,7 +24,7 @@ pytestmark = [
 CHOSEN = (
     "(symlink|dotdot|hard_link|truncate|delete|policy_file|unix_door|inherited|magic_root"
     "|outside_read|broker_socket|abstract_socket|host_loopback|memfd|loader|kill_group"
-    "|victim_kill|victim_pidfd|victim_sigio|victim_memory|race_exec_path)$"
+    "|core_handler|core_unlimited|victim_kill|victim_pidfd|victim_sigio|victim_memory|race_exec_path)$"
 )
 
 

@@ -17,7 +17,8 @@ class Attack:
     ``goal`` is how often a race must win in the control; the same number of tries
     is then made inside.  ``alone`` attacks get a session of their own.  ``gap`` says why it is
     known to work in landlock isolation: there it must win, or the list of differences is wrong.
-    ``machine`` and ``isolation`` are the only ones that can be attacked so.
+    ``machine`` and ``isolation`` are the only ones that can be attacked so.  ``guest`` attacks are
+    made ready by changing what the whole machine has: mounted where one was booted for tests.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Attack:
     gap: str = ""
     machine: str = ""
     isolation: str = ""
+    guest: bool = False
 
 
 def _each(
@@ -73,8 +75,8 @@ def _files() -> list[Attack]:
         Attack("shm_names", "kept_names.py", "outside", word="/dev/shm"),
         Attack("new_calls", "new_calls.c", "outside"),
         Attack("set_user_id", "set_user_id.c", "outside"),
-        Attack("core_handler", "core_handler.c", "core", alone=True),
-        Attack("core_unlimited", "core_handler.c", "refusals", alone=True),
+        Attack("core_handler", "core_handler.c", "core", alone=True, guest=True),
+        Attack("core_unlimited", "core_handler.c", "refusals", alone=True, guest=True),
         Attack("inode_version", "inode_version.py", "ioctls"),
         Attack("address_change", "address_change.py", "outside", root_only=True),
         Attack("address_named", "address_change.py", "outside", root_only=True, word="named"),
@@ -187,7 +189,11 @@ CORPUS = (*_files(), *_races(), *_variables(), *_calls(), *_victims(), *_session
 _CHOSEN = re.compile(os.environ.get("SAFECLAW_CORPUS", ""))
 #: Those to mount here.
 ATTACKS = tuple(
-    one for one in CORPUS if _CHOSEN.match(one.name) and one.machine in ("", os.uname().machine)
+    one
+    for one in CORPUS
+    if _CHOSEN.match(one.name)
+    and one.machine in ("", os.uname().machine)
+    and (not one.guest or "SAFECLAW_RESULTS" in os.environ)
 )
 
 POLICY = """\

@@ -1,7 +1,8 @@
-"""Have a core dump written: by a helper of the host, outside the walls (core(5))."""
+"""Have cores written again, or none, with which the kernel starts the host's handler (core(5))."""
 
 import resource
 
-resource.setrlimit(resource.RLIMIT_CORE, (1 << 20, 1 << 20))
-if resource.getrlimit(resource.RLIMIT_CORE)[0] > 1:
-    print("WON")
+for most in (1 << 20, 0):
+    resource.setrlimit(resource.RLIMIT_CORE, (most, most))
+    if resource.getrlimit(resource.RLIMIT_CORE)[0] != 1:
+        print("WON")
