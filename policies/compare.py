@@ -259,7 +259,9 @@ class _Proof:
                 asked = Atom(atom.at, Effect.ASK, action, where)
                 if covers(atom.action, action) and back._obstacle(asked) is not None:
                     rule = self._old.rules[atom.at]
-                    yield _finding(rule, "it kept files from being given such names, and is no more")
+                    yield _finding(
+                        rule, "it kept files from being given such names, and is no more"
+                    )
         self._left = back._left
 
 

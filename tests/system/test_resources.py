@@ -182,7 +182,7 @@ def test_the_clock_ends_a_session_whose_supervisor_has_no_descriptor_left(
     done = person.finish(person.start([*few, *command, *agent], person.workspace))
     assert done.stdout == "none left\n"
     assert done.returncode == 128 + 9
-    assert limits(person) == ["wall_time"]
+    assert limits(person) == ["wall_time"], done.stderr
 
 
 def test_a_process_has_so_much_of_the_processor(person: Person) -> None:
