@@ -219,12 +219,15 @@ def refusals(*, network: bool = False, arch: int = seccomp.Arch.NATIVE) -> bytes
     # end where they cannot have no core.
     done = seccomp.ERRNO(0)
     refuse("setrlimit", 0, RLIMIT_CORE, done)
-    program.add_rule(
-        done,
-        "prlimit64",
-        seccomp.Arg(1, seccomp.MASKED_EQ, _LOW32, RLIMIT_CORE),
-        seccomp.Arg(2, seccomp.NE, 0),
-    )
+    # What asks for the limit before, too, would take what stands in its memory for that.
+    for asks, action in ((seccomp.EQ, done), (seccomp.NE, eperm)):
+        program.add_rule(
+            action,
+            "prlimit64",
+            seccomp.Arg(1, seccomp.MASKED_EQ, _LOW32, RLIMIT_CORE),
+            seccomp.Arg(2, seccomp.NE, 0),
+            seccomp.Arg(3, asks, 0),
+        )
     # a whole group or user: the supervisor is of the agent's group, wherever its PID namespace is
     for which in (_PRIO_PGRP, _PRIO_USER):
         refuse("setpriority", 0, which)

@@ -200,6 +200,9 @@ def test_the_limit_of_cores_is_not_set_and_can_be_asked_for(arch: str, confined:
         assert answer(arch, "setrlimit", (core, 1), confined) == ERRNO
         for pointer in (1, 1 << 32):
             assert answer(arch, "prlimit64", (0, core, pointer, 0), confined) == ERRNO
+            for before in (1, 1 << 32):  # nobody would write it there
+                got = answer(arch, "prlimit64", (0, core, pointer, before), confined)
+                assert got == ERRNO | errno.EPERM
         assert answer(arch, "prlimit64", (0, core, 0, 1), confined) == ALLOW
     assert answer(arch, "setrlimit", (7, 1), confined) == ALLOW
     assert answer(arch, "prlimit64", (0, 7, 1, 0), confined) == ALLOW
