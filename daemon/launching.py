@@ -55,7 +55,8 @@ def require_case(context: Context) -> None:
         raise WallError(
             f"the workspace {printable(context.workspace)} is where names are, or may be, without "
             "regard to case: no rule on a name can hold there",
-            hint="safeclaw doctor, called there, says why; work on ext4, xfs, btrfs or tmpfs",
+            hint="safeclaw doctor, called there, says why; work on ext4, xfs, btrfs or tmpfs; "
+            "another file system is asked by the names in it: it must not be empty",
         )
 
 

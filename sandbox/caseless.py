@@ -19,7 +19,7 @@ import stat
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import msgspec
 
@@ -37,8 +37,10 @@ _TELLS_APART = frozenset((
 ))  # fmt: skip
 #: Types that never do; all others depend on how they were made, mounted or served.
 _NEVER_DOES = frozenset(("efivarfs", "exfat", "msdos", "vfat"))
-#: How long file systems have to answer at the start, in seconds, all together.
-_PATIENCE = 1.0
+#: How long file systems have to answer at the start, in seconds, all together; and the workspace's,
+#: without whose answer nothing starts: over a slow network, or on a machine that is busy.
+_PATIENCE, _PATIENCE_FOR_WORKSPACE = 1.0, 10.0
+_ANSWER = struct.Struct("=I?")
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 #: linux/fs.h; the kernel writes an int, whatever the request's number says.
 _FS_IOC_GETFLAGS, _FS_CASEFOLD_FL = 0x80086601, 0x40000000
@@ -90,11 +92,10 @@ class Look:
                 asked.setdefault(mount.origin, []).append(mount.point)
         # of several mounts at one point the last is seen
         around = [mount for mount in reversed(found) if within(workspace, mount.point)]
-        if around:
-            innermost = max(around, key=lambda mount: len(mount.point))
-            asked.get(innermost.origin, []).append(workspace)
-        answers = _ask(list(asked.values())) if asked else set[int]()
-        apart.update(origin for at, origin in enumerate(asked) if at in answers)
+        innermost = max(around, key=lambda mount: len(mount.point)).origin if around else None
+        if innermost in asked:
+            asked[innermost].append(workspace)
+        apart.update(ask(asked, innermost) if asked else ())
         self._apart = frozenset(apart)
 
     def places(self, mountinfo: bytes | None = None) -> tuple[str, ...]:
@@ -192,8 +193,10 @@ def _folds(directory: str) -> bool:
     return bool(flags & _FS_CASEFOLD_FL)
 
 
-def _ask(groups: list[list[str]]) -> set[int]:
-    """Return the numbers of those file systems, each some directories, that tell names apart.
+def ask(places: Mapping[_Origin, list[str]], needed: _Origin | None) -> set[_Origin]:
+    """Return the file systems, each with some directories, that tell names apart.
+
+    ``needed`` has more time to answer than the others.
 
     A child asks, with a thread for each, because a file system that does not answer holds who asks
     for as long as it likes, even against SIGKILL.
@@ -208,7 +211,7 @@ def _ask(groups: list[list[str]]) -> set[int]:
             os.closerange(1, 1 + max(int(name) for name in os.listdir("/proc/self/fd")))
             threads = [
                 threading.Thread(target=_answer, args=(at, group), daemon=True)
-                for at, group in enumerate(groups)
+                for at, group in enumerate(places.values())
             ]
             for thread in threads:
                 thread.start()
@@ -217,23 +220,30 @@ def _ask(groups: list[list[str]]) -> set[int]:
         finally:
             os._exit(0)
     os.close(there)
-    said = b""
-    until = time.monotonic() + _PATIENCE
+    origins = tuple(places)
+    answers: dict[_Origin, bool] = {}
+    began = time.monotonic()
     ready = select.poll()
     ready.register(here, select.POLLIN)
-    while ready.poll(max(0.0, until - time.monotonic()) * 1000):
-        chunk = os.read(here, 4096)
-        if not chunk:
+    while True:
+        waits = needed in places and needed not in answers
+        until = began + (_PATIENCE_FOR_WORKSPACE if waits else _PATIENCE)
+        if not ready.poll(max(0.0, until - time.monotonic()) * 1000):
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, os.WNOHANG)
             break
-        said += chunk
+        answer = os.read(here, _ANSWER.size)  # written at once, hence read at once (pipe(7))
+        if not answer:
+            os.waitpid(child, 0)  # no thread of it is held: each has closed what it had
+            break
+        at, apart = _ANSWER.unpack(answer)
+        answers[origins[at]] = apart
     os.close(here)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, os.WNOHANG)
-    return {int(word) for word in said.split()}
+    return {origin for origin, apart in answers.items() if apart}
 
 
 def _answer(at: int, places: list[str]) -> None:
-    """Write the number ``at`` if a file system tells names apart wherever it is asked."""
+    """Write whether the file system with number ``at`` tells names apart wherever it is asked."""
     answers: set[bool | None] = set()
     for place in places:
         try:
@@ -242,8 +252,8 @@ def _answer(at: int, places: list[str]) -> None:
         except OSError:
             answers.add(None)
     # a mount of one file has its name in another file system
-    if not answers or (True in answers and False not in answers):
-        os.write(0, b"%d\n" % at)
+    apart = not answers or (True in answers and False not in answers)
+    os.write(0, _ANSWER.pack(at, apart))
 
 
 def tells_apart(directory: str) -> bool | None:

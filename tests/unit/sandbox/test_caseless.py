@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import psutil
 import pytest
 
-from safeclaw.sandbox.caseless import Look, Mount, folding, mounts, tells_apart, within
+from safeclaw.sandbox import caseless
+from safeclaw.sandbox.caseless import Look, Mount, ask, folding, mounts, tells_apart, within
 
 LINE = "36 35 8:1 / {point} rw,noatime shared:1 master:2 - {kind} {source} rw,errors=continue\n"
 
@@ -41,6 +43,25 @@ def test_a_directory_is_asked_by_the_names_in_it(tmp_path: Path) -> None:
     os.symlink("nowhere", tmp_path / "Link")
     assert tells_apart(str(tmp_path)) is True
     assert tells_apart(str(tmp_path / "not-there")) is None
+
+
+def test_the_workspaces_file_system_has_more_time_to_answer_than_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "name").touch()
+    (tmp_path / "empty").mkdir()
+    near, far = (b"8:1", b"fuse.near", b"near"), (b"8:2", b"fuse.far", b"far")
+    for full in (near, far):
+        places = {one: [str(tmp_path / ("" if one == full else "empty"))] for one in (near, far)}
+        assert ask(places, near) == {full}
+    monkeypatch.setattr(caseless, "_PATIENCE", 0.0)
+    assert near in ask({far: [str(tmp_path)], near: [str(tmp_path)]}, near)
+
+
+def test_who_asked_is_not_left_behind(tmp_path: Path) -> None:
+    before = psutil.Process().children()
+    ask({(b"", b"", b""): [str(tmp_path)]}, None)
+    assert psutil.Process().children() == before
 
 
 def test_what_cannot_be_asked_for_the_attribute_has_it_not(tmp_path: Path) -> None:
