@@ -6,10 +6,13 @@ has them all.
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import functools
 import os
 import select
 import termios
+import threading
 from collections.abc import Callable
 
 from safeclaw.daemon.errands import Errands
@@ -74,22 +77,36 @@ class Teller:
 
     def __init__(self) -> None:
         self._turns = Errands("telling")
+        self._untold: collections.deque[Callable[[], None]] = collections.deque()
+        self._lock = threading.Lock()
 
     def tell(self, text: str, *, last: bool = False) -> None:
         """Have whole lines written to stderr; see :func:`tell`."""
         self.put(lambda: tell(text, last=last))
 
     def put(self, telling: Callable[[], None]) -> None:
-        """Have the person told, unless they are too far behind, or no thread is to be had."""
-        if len(self._turns) < _UNTOLD_MAX:
-            with contextlib.suppress(RuntimeError):
-                self._turns.put(lambda: _try(telling))
+        """Have the person told, unless they are too far behind.
+
+        With no thread to be had, since the agent has all that there may be, they are told with what
+        comes next, or when it has ended.
+        """
+        with self._lock:
+            if len(self._untold) + len(self._turns) < _UNTOLD_MAX:
+                self._untold.append(telling)
+        self._hand_on()
 
     def settle(self) -> None:
         """Wait until it is told, but not for ever; to be called when no agent runs any more."""
         with contextlib.suppress(termios.error):  # it is no terminal
             termios.tcflow(2, termios.TCOON)  # which the agent may have stopped
+        self._hand_on()
         self._turns.settle(_LAST_WORDS)
+
+    def _hand_on(self) -> None:
+        with self._lock, contextlib.suppress(RuntimeError):
+            while self._untold:
+                self._turns.put(functools.partial(_try, self._untold[0]))
+                self._untold.popleft()
 
 
 def _try(telling: Callable[[], None]) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -32,6 +35,28 @@ def line(*argv: str) -> str:
 
 def test_what_would_allow_it_is_said() -> None:
     assert "; to allow: " in line("git", "push")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_what_no_thread_was_there_to_tell_is_told_at_the_end_and_in_order() -> None:
+    """In a process of its own, of a user who may have no thread more until its limit is raised."""
+    script = """if True:
+        import os, resource
+        from safeclaw.daemon.display import Teller
+        teller = Teller()
+        os.setresuid(65533, 65533, 65533)
+        resource.setrlimit(resource.RLIMIT_NPROC, (1, resource.getrlimit(resource.RLIMIT_NPROC)[1]))
+        teller.tell("the agent is stopped")
+        os.write(2, b"so far nothing\\n")
+        hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+        resource.setrlimit(resource.RLIMIT_NPROC, (hard, hard))
+        teller.tell("denied: 1")
+        teller.settle()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True
+    )
+    assert done.stderr.splitlines() == ["so far nothing", "the agent is stopped", "denied: 1"]
 
 
 def test_nothing_is_proposed_for_what_is_too_long_to_be_shown() -> None:
