@@ -18,11 +18,13 @@ from safeclaw.sandbox.resolve import error
 
 #: What the kernel allows of any caller, and what it allows at most.
 LEAST, MOST = 128 * 1024, 6 * 1024 * 1024
-_PAGE = mmap.PAGESIZE
+#: What is read at a time of a string: no kernel's pages are smaller, so it is all there or not.
+_PAGE = 4096
 #: MAX_ARG_STRLEN (linux/binfmts.h), with the NUL.
-_STRING_MAX = 32 * _PAGE
-#: How many strings are looked for at a time; a call takes 1024 parts at most (IOV_MAX).
-_BATCH = 256
+_STRING_MAX = 32 * mmap.PAGESIZE
+#: How many strings are looked for at a time, and in how many pages: each may begin in one of its
+#: own, and those are no part of what is counted.  A call takes 1024 parts at most (IOV_MAX).
+_BATCH, _PAGES_MAX = 256, 32
 #: How much of a vector, and of a long string, is read first, and at most at a time, in bytes.
 _FIRST_POINTERS, _POINTERS_MAX = 256, 64 * 1024
 _FIRST_REST = 4 * _PAGE
@@ -114,10 +116,15 @@ def _pointers(pid: int, address: int, data: bytes, limit: int) -> array[int]:
 def _strings(pid: int, pointers: array[int], left: int) -> list[bytes]:
     """Return the strings, or as many as are more than ``left`` bytes.
 
-    Each page in which one begins is read, all by one call.
+    Each page in which one begins is read, up to ``_PAGES_MAX`` of them by one call.
     """
-    runs, where, total = list[tuple[int, int]](), dict[int, tuple[int, int]](), 0
     pages = sorted({pointer & -_PAGE for pointer in pointers})
+    if len(pages) > _PAGES_MAX:
+        half = len(pointers) // 2
+        found = _strings(pid, pointers[:half], left)
+        left -= sum(map(len, found)) + len(found)
+        return found if left < 0 else found + _strings(pid, pointers[half:], left)
+    runs, where, total = list[tuple[int, int]](), dict[int, tuple[int, int]](), 0
     for index, page in enumerate(pages):
         if not index or page != pages[index - 1] + _PAGE:
             runs.append((page, _PAGE))
@@ -129,7 +136,7 @@ def _strings(pid: int, pointers: array[int], left: int) -> list[bytes]:
             where[address + place] = total + place, end
         total = end
     data = _parts(pid, runs)  # in each page of them a string begins
-    found = list[bytes]()
+    words = list[bytes]()
     for pointer in pointers:
         page, end = where[pointer & -_PAGE]
         begin = page + (pointer & (_PAGE - 1))
@@ -137,11 +144,11 @@ def _strings(pid: int, pointers: array[int], left: int) -> list[bytes]:
         word = data[begin:stop] if stop >= 0 else _long(pid, pointer, data[begin:end])
         if len(word) >= _STRING_MAX:
             raise error(errno.E2BIG)
-        found.append(word)
+        words.append(word)
         left -= len(word) + 1
         if left < 0:
             break
-    return found
+    return words
 
 
 def _long(pid: int, address: int, begin: bytes) -> bytes:

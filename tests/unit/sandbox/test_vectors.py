@@ -7,6 +7,7 @@ import errno
 import mmap
 import os
 import resource
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -98,6 +99,21 @@ def test_pointers_to_one_string_count_each() -> None:
     count = vectors.MOST // (16 * PAGE)
     vector = (ctypes.c_void_p * (count + 1))(*[ctypes.addressof(word)] * count, None)
     assert _refused(ctypes.addressof(vector), 0) == errno.E2BIG
+
+
+def test_words_that_lie_far_apart_take_little_more_memory_than_what_is_read_of_them() -> None:
+    count, limit = 2048, 32 * 1024
+    pages = mmap.mmap(-1, count * PAGE)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(pages))
+    vector = (ctypes.c_uint64 * (count + 1))(*range(start, start + count * PAGE, PAGE), 0)
+    tracemalloc.start()
+    try:
+        found = vectors.read(ME, ctypes.addressof(vector), 0, limit)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found.argv == [b""] * count
+    assert most < 16 * limit
 
 
 @pytest.mark.parametrize("stack", [256 * 1024, 2 * 1024 * 1024, resource.RLIM_INFINITY])
