@@ -56,6 +56,7 @@ class Channel:
         self.message_max = message_max
         self._pieces: list[bytes] = []
         self._pieces_size = 0
+        self._closed = False
         self._outbox: collections.deque[bytes] = collections.deque()
         self._outbox_size = 0
         # Bound once: these are called for every attempt.
@@ -149,6 +150,8 @@ class Channel:
             except ConnectionResetError:
                 return None
             message = self._join(packet)
+            if self._closed:
+                return None  # by another thread: what came before this packet has been let go of
             if message is not None:
                 return message or None
 
@@ -176,6 +179,7 @@ class Channel:
 
     def close(self) -> None:
         """Close the socket and let go of what is held; a thread in ``receive`` is woken."""
+        self._closed = True
         self._pieces, self._pieces_size = [], 0
         self._outbox.clear()
         self._outbox_size = 0

@@ -154,3 +154,31 @@ def test_the_end_of_the_other_side_is_told_apart_from_silence(
     left.close()
     assert right.take() == b""
     assert right.receive(1.0) is None
+
+
+class _ClosedMeanwhile(socket.socket):
+    """A socket whose channel another thread closes when its second packet has been taken."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(fileno=sock.detach())
+        self.channel = Channel(self, message_max=1 << 22)
+        self._taken = 0
+
+    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
+        packet = super().recv(bufsize, flags)
+        self._taken += 1
+        if self._taken == 2:
+            closer = threading.Thread(target=self.channel.close)
+            closer.start()
+            closer.join()
+        return packet
+
+
+def test_a_channel_that_is_closed_amid_a_long_message_gives_no_part_of_it() -> None:
+    one, two = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sender, receiver = Channel(one, message_max=1 << 22), _ClosedMeanwhile(two).channel
+    message = b"x" * (PACKET_MAX + 1)
+    assert len(packets(message)) == 2
+    sender.send(message, 1.0)
+    assert receiver.receive() is None
+    sender.close()
