@@ -180,7 +180,7 @@ def test_the_clock_ends_a_session_whose_supervisor_has_no_descriptor_left(
     few = ["sh", "-c", 'ulimit -n 1024; exec "$@"', "sh"]
     agent = ["/usr/bin/python3", "-IS", "agent.py"]
     done = person.finish(person.start([*few, *command, *agent], person.workspace))
-    assert done.stdout == "none left\n"
+    assert done.stdout == "none left\n", done.stderr
     assert done.returncode == 128 + 9
     assert limits(person) == ["wall_time"], done.stderr
 
