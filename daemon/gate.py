@@ -307,19 +307,31 @@ class Gate:
             return self._no()
         return answer
 
-    def violation(self, attempt: Attempt, *, pid: int, exe: str, reason: str) -> None:
-        """Record that what happened is not what was approved."""
-        with self._line.sending:
-            message = protocol.Violated(
-                self._line.number + 1,
-                pid,
-                printable(exe),
-                attempt.action,
-                target_fields(attempt.target),
-                fingerprint(attempt),
-                printable(reason),
-            )
-            self._line.keep(protocol.encode(message))
+    def violation(
+        self,
+        attempt: Attempt,
+        *,
+        pid: int,
+        exe: str,
+        reason: str,
+        stop: Callable[[], None] | None = None,
+    ) -> None:
+        """Record that what happened is not what was approved, ``stop`` it, and tell the person."""
+        try:
+            with self._line.sending:
+                message = protocol.Violated(
+                    self._line.number + 1,
+                    pid,
+                    printable(exe),
+                    attempt.action,
+                    target_fields(attempt.target),
+                    fingerprint(attempt),
+                    printable(reason),
+                )
+                self._line.keep(protocol.encode(message))
+        finally:
+            if stop is not None:
+                stop()
         self.denials += 1
         self._on_denied(attempt, Verdict(Decision.DENY, "violation", reason))
 

@@ -23,8 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import msgspec
 
-from safeclaw.policies.model import Attempt, OtherTarget
-from safeclaw.sandbox.gate import Gate
+from safeclaw.sandbox.gate import Gate, end_for_defect
 
 OWN_MOUNTS = "/proc/self/mountinfo"
 #: Types that tell names apart, but in directories that have the casefold attribute.
@@ -119,14 +118,7 @@ class Look:
                     self._wait(source, known, gate)
             except Exception as problem:
                 # SAFETY: nobody sees any more what comes up.
-                kill()
-                what = f"{type(problem).__name__}: {problem}"
-                gate.violation(
-                    Attempt("sandbox.defect", OtherTarget("mounts")),
-                    pid=0,
-                    exe="",
-                    reason=f"stopped, for a defect in safeclaw: {what}",
-                )
+                end_for_defect(gate, "mounts", problem, kill)
 
         threading.Thread(target=wait, name="mounts", daemon=True).start()
 

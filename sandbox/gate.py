@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from safeclaw.policies.model import Attempt, Verdict
+from safeclaw.policies.model import Attempt, OtherTarget, Verdict
 
 #: Hands over the record of a decision that is made once more, for a pid, begun at that
 #: monotonic time in ns.  False: nothing was recorded, have the attempt judged again.
@@ -64,8 +64,16 @@ class Gate(Protocol):
         """Allow nothing in these places any more: names there are without regard to case."""
         ...
 
-    def violation(self, attempt: Attempt, *, pid: int, exe: str, reason: str) -> None:
-        """Record that what happened is not what was approved."""
+    def violation(
+        self,
+        attempt: Attempt,
+        *,
+        pid: int,
+        exe: str,
+        reason: str,
+        stop: Callable[[], None] | None = None,
+    ) -> None:
+        """Record that what happened is not what was approved, ``stop`` it, and tell the person."""
         ...
 
     def limit(self, name: str, reason: str, stop: Callable[[], None] | None = None) -> None:
@@ -75,3 +83,17 @@ class Gate(Protocol):
     def started(self, walls: dict[str, object]) -> None:
         """Record the walls, before the agent's first instruction; raises to abort."""
         ...
+
+
+def end_for_defect(gate: Gate, where: str, problem: Exception, kill: Callable[[], None]) -> None:
+    """Record that a thread which the session needs has failed, and end the session.
+
+    SAFETY: in this order: a session that has ended takes no more records.
+    """
+    gate.violation(
+        Attempt("sandbox.defect", OtherTarget(where)),
+        pid=0,
+        exe="",
+        reason=f"stopped, for a defect in safeclaw: {type(problem).__name__}: {problem}",
+        stop=kill,
+    )

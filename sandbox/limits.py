@@ -21,9 +21,8 @@ import msgspec
 
 from safeclaw.errors import WallError
 from safeclaw.policies.document import Resources
-from safeclaw.policies.model import Attempt, OtherTarget
 from safeclaw.sandbox import cgroup
-from safeclaw.sandbox.gate import Gate
+from safeclaw.sandbox.gate import Gate, end_for_defect
 from safeclaw.sandbox.spec import Degraded, Isolation, LaunchSpec
 
 #: Seconds between SIGXCPU, which a program may handle, and SIGKILL.
@@ -240,13 +239,7 @@ class Limits:
             self._watch(gate, kill)
         except Exception as problem:
             # SAFETY: nothing holds the session to its limits any more.
-            kill()
-            gate.violation(
-                Attempt("sandbox.defect", OtherTarget("limits")),
-                pid=0,
-                exe="",
-                reason=f"stopped, for a defect in safeclaw: {type(problem).__name__}: {problem}",
-            )
+            end_for_defect(gate, "limits", problem, kill)
 
     def _watch(self, gate: Gate, kill: Callable[[], None]) -> None:
         wall, cpu = self._wanted.wall_time, self._wanted.cpu_time

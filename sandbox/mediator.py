@@ -160,6 +160,7 @@ class Mediator:
     def __init__(self, listener: int, root: int, numbers: dict[int, str], gate: Gate) -> None:
         self.listener = listener
         self.resolver = Resolver(root)
+        self._descriptors = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self.gate = gate
         self._numbers = numbers
         self._handlers: dict[str, Handler] = {}
@@ -286,32 +287,32 @@ class Mediator:
     def _loop(self, relief: Relief, mine: int) -> None:
         """Serve until the listener hangs up, or until ``relief`` has given the turn away."""
         openat = next(number for number, name in self._numbers.items() if name == "openat")
-        with quick.reader(
-            self.listener, self.resolver.root, openat, self._callers, self._fail
-        ) as quickly:
-            # SAFETY: the kernel wants zeros (seccomp_unotify(2)); ioctl answers with a copy.
-            blank = bytes(linux.NOTIF.size)
-            receive, listener, ioctl = linux.SECCOMP_IOCTL_NOTIF_RECV, self.listener, fcntl.ioctl
-            unpack, numbers, handlers = linux.NOTIF.unpack, self._numbers, self._handlers
-            while relief.turn == mine:
-                try:
-                    buffer = ioctl(listener, receive, blank)
-                except OSError as problem:
-                    if self._hung_up():
-                        return
-                    if problem.errno in (errno.EINTR, errno.ENOENT):
-                        continue
-                    raise
-                relief.busy = buffer
-                if not relief.awake:
-                    relief.wake()
-                if not quickly(buffer):
-                    ident, pid, _, number, _, _, *args = unpack(buffer)
-                    name = numbers.get(number, "")
-                    note = Notification(self, ident, pid, name, tuple(args))
-                    self._answer(note, handlers.get(name, _unknown))
-                if relief.turn == mine:
-                    relief.busy = None
+        quickly = quick.reader(
+            self.listener, self.resolver.root, self._descriptors, openat, self._callers, self._fail
+        )
+        # SAFETY: the kernel wants zeros (seccomp_unotify(2)); ioctl answers with a copy.
+        blank = bytes(linux.NOTIF.size)
+        receive, listener, ioctl = linux.SECCOMP_IOCTL_NOTIF_RECV, self.listener, fcntl.ioctl
+        unpack, numbers, handlers = linux.NOTIF.unpack, self._numbers, self._handlers
+        while relief.turn == mine:
+            try:
+                buffer = ioctl(listener, receive, blank)
+            except OSError as problem:
+                if self._hung_up():
+                    return
+                if problem.errno in (errno.EINTR, errno.ENOENT):
+                    continue
+                raise
+            relief.busy = buffer
+            if not relief.awake:
+                relief.wake()
+            if not quickly(buffer):
+                ident, pid, _, number, _, _, *args = unpack(buffer)
+                name = numbers.get(number, "")
+                note = Notification(self, ident, pid, name, tuple(args))
+                self._answer(note, handlers.get(name, _unknown))
+            if relief.turn == mine:
+                relief.busy = None
 
     def _fail(self, ident: int, problem: Exception) -> None:
         """Refuse a call, by its id, that the short way could not finish."""

@@ -9,13 +9,12 @@ descriptor, and what is handed over is what was judged.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import fcntl
 import os
 import struct
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 
 from safeclaw.sandbox import linux
 from safeclaw.sandbox.caller import Caller
@@ -53,21 +52,22 @@ class _How:
         self.cloexec = flags & os.O_CLOEXEC
 
 
-@contextlib.contextmanager
 def reader(
     listener: int,
     root: int,
+    descriptors: int,
     openat: int,
     callers: dict[int, Caller],
     refuse: Callable[[int, Exception], None],
-) -> Generator[Callable[[bytes], bool]]:
-    """Give what answers a notification (struct seccomp_notif); False: it is not for here.
+) -> Callable[[bytes], bool]:
+    """Return what answers a notification (struct seccomp_notif); False: it is not for here.
 
-    For one thread alone.  ``refuse`` answers a call, by its id, that could not be finished.
+    For one thread alone, and without a descriptor of its own: there may be none left by then.
+    ``descriptors`` is /proc/self/fd.  ``refuse`` answers a call, by its id, that could not be
+    finished.
     """
     # A closure, and everything bound: each name that need not be looked up counts here.
     hows = {flags: _How(flags) for flags in _flag_sets()}
-    descriptors = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     give = bytearray(linux.NOTIF_ADDFD.size)
     unpack, pack_into = _CALL.unpack, linux.NOTIF_ADDFD.pack_into
     ioctl, pread, close, readlink = fcntl.ioctl, os.pread, os.close, os.readlink
@@ -119,10 +119,7 @@ def reader(
             close(fd)
         return True
 
-    try:
-        yield answer
-    finally:
-        close(descriptors)
+    return answer
 
 
 def _base(caller: Caller, directory: int) -> bytes:

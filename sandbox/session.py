@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from safeclaw.errors import CommandError, SafeclawError, WallError
-from safeclaw.policies.model import Attempt, OtherTarget, printable
+from safeclaw.policies.model import printable
 from safeclaw.sandbox import first, landlock, limits, linux, names, walls
 from safeclaw.sandbox.filters import build
-from safeclaw.sandbox.gate import Gate
+from safeclaw.sandbox.gate import Gate, end_for_defect
 from safeclaw.sandbox.spec import Degraded, Isolation, LaunchSpec
 
 if TYPE_CHECKING:
@@ -293,13 +293,7 @@ def _mediate(mediator: Mediator, session: Session) -> None:
         mediator.serve()
     except Exception as problem:
         # SAFETY: nobody answers any more, so nobody may be left that asks.
-        session.kill()
-        mediator.gate.violation(
-            Attempt("sandbox.defect", OtherTarget("mediator")),
-            pid=0,
-            exe="",
-            reason=f"stopped, for a defect in safeclaw: {type(problem).__name__}: {problem}",
-        )
+        end_for_defect(mediator.gate, "mediator", problem, session.kill)
 
 
 def _confine(
