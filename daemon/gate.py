@@ -94,13 +94,17 @@ class Gate:
         """Decide and record one attempt; never raises for a lost broker, but denies."""
         begin = time.monotonic_ns()
         line = self._line
+        answered, asker = None, None
         while True:
             judge = self._judge
             known = judge.recall((attempt, exe, enforced_by))
             if known is None:
                 known = judge.decide(attempt, exe, enforced_by)
             if known.asks:
-                known = self._ask(attempt, pid, exe, enforced_by, known)
+                # where nothing but a place was shut meanwhile, the answer is still to this
+                if answered is None or asker is not judge.first:
+                    answered, asker = self._ask(attempt, pid, exe, enforced_by, known), judge.first
+                known = answered
             if len(known.tail) > LONG:
                 line.await_room(len(known.tail))
             with line.sending:
@@ -117,6 +121,7 @@ class Gate:
                         break
                 if line.killed is not None or not line.suspended:
                     return self._refuse(attempt, pid, exe, enforced_by)
+            answered = None  # another broker may not know of it
             if not line.await_resumed():
                 with line.sending:
                     return self._refuse(attempt, pid, exe, enforced_by)

@@ -106,6 +106,8 @@ class Judge:
     """
 
     def __init__(self, policy: Evaluator, *, strict: bool = False, observe: bool = False) -> None:
+        #: The judge that decided by this policy before places were shut, itself where none was.
+        self.first = self
         self._policy = policy
         self._strict = strict
         self._observe = observe
@@ -174,7 +176,9 @@ class Judge:
 
     def shut(self, places: tuple[str, ...]) -> Judge:
         """Return the same judge with these places out of its policy's reach."""
-        return Judge(self._policy.shut(places), strict=self._strict, observe=self._observe)
+        judge = Judge(self._policy.shut(places), strict=self._strict, observe=self._observe)
+        judge.first = self.first
+        return judge
 
     def variables(self, environment: Sequence[bytes]) -> tuple[str, ...]:
         """Return the names for which the policy has no program started with this environment."""

@@ -15,7 +15,7 @@ from safeclaw.errors import BrokerError
 from safeclaw.policies.compiled import CompiledPolicy, Context, compile_policy
 from safeclaw.policies.document import Policy
 from safeclaw.policies.loader import load
-from safeclaw.policies.model import Attempt, Decision, Verdict
+from safeclaw.policies.model import Attempt, Decision, FileTarget, Verdict
 from tests.brokers_end import (
     POLICY,
     READ,
@@ -308,3 +308,26 @@ def test_a_place_that_is_shut_is_shut_for_what_was_allowed_before(setting: Setti
     assert not again(7, time.monotonic_ns())
     assert judge(gate, READ).rule == "protected"
     assert gate.end("done", 0)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_what_a_person_said_stands_when_a_place_is_shut_meanwhile(
+    setting: Setting, inside: bool
+) -> None:
+    gate = setting.gate()
+    gate.started({})
+    found: list[Verdict] = []
+    attempt = Attempt("file.write.create", FileTarget("/w/ask/a"))
+    waiting = threading.Thread(target=lambda: found.append(judge(gate, attempt)))
+    waiting.start()
+
+    def asked() -> list[protocol.Ask]:
+        return [message for message in setting.far.heard if isinstance(message, protocol.Ask)]
+
+    wait_until(lambda: bool(asked()))
+    gate.shut(("/w/ask",) if inside else ("/mnt/stick",))
+    setting.far.say(protocol.Answer(asked()[0].ticket, Decision.ALLOW, "yes"))
+    waiting.join(10)
+    assert [one.decision for one in found] == [Decision.DENY if inside else Decision.ALLOW]
+    assert gate.end("done", 0)
+    assert len(asked()) == 1
