@@ -23,8 +23,19 @@ def test_a_program_is_what_was_judged_to_the_last_word(length: int) -> None:
     argv = ["cat", "-", *["x" * length] * 5]
     variables = {f"V{number}": "y" * length for number in range(5)}
     with subprocess.Popen(
-        argv, executable="/usr/bin/cat", env=variables, stdin=subprocess.PIPE
+        argv,
+        executable="/usr/bin/cat",
+        env=variables,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        bufsize=0,
     ) as running:
+        # Popen returns as soon as the kernel has closed the descriptors of the old image, which
+        # is before it has written down where the new one's argv is (begin_new_exec).
+        assert running.stdin is not None
+        assert running.stdout is not None
+        running.stdin.write(b"\n")
+        assert running.stdout.read(1) == b"\n"
         right = [word.encode() for word in argv]
         environment = [f"{name}={value}".encode() for name, value in variables.items()]
         assert _image("/usr/bin/cat", right, environment).differs(running.pid) is None
