@@ -21,7 +21,7 @@ from safeclaw.policies.model import (
     is_seen,
     printable,
 )
-from safeclaw.policies.network import OWN_LOOPBACK, address
+from safeclaw.policies.network import OWN_LOOPBACK, address, is_name
 
 #: Stands for whatever a name resolves to, where only the name is asked about (RFC 5737).
 _SOMEWHERE = "198.51.100.1"
@@ -52,7 +52,8 @@ def suggest_line(attempt: Attempt, workspace: str | None = None) -> str:
             words = [_relative(program, workspace), *(glob_text(word) for word in argv[1:])]
             condition = f"command: {quoted(' '.join(shell_word(word) for word in words))}"
         case AddressTarget(protocol, literal, port, names, own):
-            host = OWN_LOOPBACK if own else names[0] if names else literal
+            known = [name for name in names if is_name(name)]
+            host = OWN_LOOPBACK if own else known[0] if known else literal
             condition = f"host: {quoted(host)}, port: {port}, protocol: {protocol}"
         case NameTarget(name):
             action, condition = "network.connect", f"host: {quoted(name)}"
@@ -145,6 +146,8 @@ def remedy(attempt: Attempt, verdict: Verdict, workspace: str | None = None) -> 
         return None
     if verdict.rule == ENVIRONMENT:
         return "change 'forbid' or 'pin' under environment:"
+    if isinstance(attempt.target, NameTarget) and not is_name(attempt.target.name):
+        return None
     return suggest_line(attempt, workspace)
 
 

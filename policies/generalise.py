@@ -7,8 +7,8 @@ What is generalised, and nothing else (:data:`STATED` says it to a person):
 * the part of a temporary name that looks random is ``?`` or ``*``, and so is the time of day
   in the name of a file that was made;
 * a command keeps its program, its leading options and its first word; the rest is ``*``;
-* (in ``suggest``) what may be made may be changed, and in one rule each action goes with
-  each path.
+* (in ``suggest``) what may be made may be changed, in one rule each action goes with each
+  path, and a host that was only looked up may be reached at every port.
 
 Pure: nothing here looks at the disk.
 """
@@ -26,7 +26,7 @@ STATED = (
     "Wider than what was seen only in this: DIR/** is three or more names in DIR; a command keeps",
     "its program, options and first word; the random part of a temporary name, and a time in the",
     "name of what was made, is ? or *; what may be made may be changed; in one rule each action",
-    "goes with each path.",
+    "goes with each path; a host that was only looked up may be reached at every port.",
 )
 _ENOUGH = 3
 #: How deep a directory must lie to be summed up, in the home and elsewhere on the host.

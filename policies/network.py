@@ -83,6 +83,17 @@ def hosts(text: str) -> list[Host]:
     return [Host(name=name.removesuffix("."))]
 
 
+def is_name(text: str) -> bool:
+    """Whether ``host: text`` would mean the host of that name, and nothing else.
+
+    What an agent looks up may be anything: ``localhost``, an address, or no name at all.
+    """
+    try:
+        return hosts(text) == [Host(name=text)] and not text.startswith("*.")
+    except GlobError:
+        return False
+
+
 def _unmap(network: Network) -> Network:
     if isinstance(network, ipaddress.IPv6Network) and network.prefixlen >= 96:
         mapped = network.network_address.ipv4_mapped

@@ -33,12 +33,13 @@ from safeclaw.policies.model import (
     Attempt,
     Decision,
     FileTarget,
+    NameTarget,
     OtherTarget,
     ProgramTarget,
     SocketTarget,
     printable,
 )
-from safeclaw.policies.network import OWN_LOOPBACK
+from safeclaw.policies.network import OWN_LOOPBACK, is_name
 from safeclaw.policies.observed import Observed
 from safeclaw.policies.render import rule_lines
 
@@ -65,6 +66,7 @@ GUARDED = (
     "~/{.gitconfig,.profile,.bashrc,.bash_profile,.zshrc,.zshenv,.config/{git,systemd}/**}",
 )
 _CREATE = "file.write.create"
+_LOOK_UP = "looked up, and no rule can name it"
 _WRITES = {action for action in KNOWN_ACTIONS if action.startswith("file.write.")}
 _SECRET_ACTIONS = ("file.read", "file.write")
 
@@ -171,6 +173,9 @@ class _Judge:
                 ends = [path]
             case OtherTarget() | ProgramTarget(argv=()):
                 return "no rule can name it"
+            case NameTarget(name) if not is_name(name):
+                # SAFETY: as a host it would be an address, or this host's loopback, at every port
+                return _LOOK_UP
             case _:
                 return None
         if any(self._any(self._secrets, end) for end in ends) and not all(
@@ -186,6 +191,9 @@ class _Judge:
 
 
 def _line(item: Observed, place: Place) -> str:
+    target = item.attempt.target
+    if isinstance(target, NameTarget) and not is_name(target.name):
+        return printable(target.name)
     return suggest_line(item.attempt, place.workspace)
 
 
@@ -207,7 +215,8 @@ def _document(
         lines.append(f"# Not in here: what it was really refused ({_times(source.refused)}).")
     lines += ['version: "1.0"', "rules:"]
     for item, why in aside:
-        lines.append(f"  # {why}, left out ({_times(item.count)}): take the # away to allow it")
+        said = f"  # {why}, left out ({_times(item.count)})"
+        lines.append(said if why == _LOOK_UP else f"{said}: take the # away to allow it")
         lines.append(f"  # {_line(item, place)}")
     lines += _guards(taken, place)
     if exact:
@@ -356,7 +365,8 @@ def _network_rules(taken: Sequence[Observed], place: Place) -> list[str]:
         target = item.attempt.target
         if isinstance(target, AddressTarget):
             hosts, actions = groups.setdefault((target.protocol, target.port), ({}, set()))
-            for name in target.names or (OWN_LOOPBACK if target.own else target.address,):
+            known = [name for name in target.names if is_name(name)]
+            for name in known or (OWN_LOOPBACK if target.own else target.address,):
                 hosts[name] = hosts.get(name, 0) + item.count
             actions.add(item.attempt.action)
         elif isinstance(target, SocketTarget):

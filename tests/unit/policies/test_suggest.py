@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from safeclaw.policies.compiled import CompiledPolicy, Context, Program, compile_policy
 from safeclaw.policies.document import Policy
+from safeclaw.policies.explain import remedy, suggest_line
 from safeclaw.policies.generalise import (
     Place,
     command_patterns,
@@ -25,6 +26,7 @@ from safeclaw.policies.model import (
     ProgramTarget,
     SocketTarget,
     Target,
+    Verdict,
     printable,
     target_fields,
 )
@@ -273,6 +275,23 @@ def test_an_address_that_was_looked_up_is_named_by_its_name() -> None:
 def test_a_name_that_was_only_looked_up_may_be_again() -> None:
     attempt = Attempt("network.resolve", NameTarget("api.example.com"))
     assert allows(compiled(attempt), attempt)
+
+
+@pytest.mark.parametrize(
+    "name", ["localhost", "own-loopback", "127.0.0.1", "169.254.169.254", "a\\032b.test", "-a.test"]
+)
+def test_what_is_looked_up_and_is_no_hosts_name_is_no_rule(name: str) -> None:
+    lookup = Attempt("network.resolve", NameTarget(name))
+    made = suggestion(lookup, read("/ws/a"))
+    assert made.set_aside == (printable(name),)
+    policy = load(made.text, name="s.yaml")
+    assert not any(rule.hosts for rule in policy.rules)
+    assert remedy(lookup, Verdict(Decision.DENY, "default-deny", "")) is None
+
+    # nor does such a name stand for an address that was found by it
+    reached = Attempt("network.connect", AddressTarget("tcp", "203.0.113.7", 443, (name,)))
+    assert 'host: "203.0.113.7", port: 443' in suggestion(reached).text
+    assert 'host: "203.0.113.7", port: 443' in suggest_line(reached)
 
 
 def test_nothing_done_gives_a_policy_that_allows_nothing() -> None:
