@@ -30,6 +30,8 @@ _CPU_GRACE = 2
 #: Microseconds in which a share of the processor is given out, as cpu.max has it by itself.
 _CPU_PERIOD = 100_000
 _SIGXCPU, _SIGXFSZ = 24, 25
+#: The longest pause, in seconds: poll(2) takes no more milliseconds than an int has.
+_PAUSE_MAX = 1_000_000
 #: The one limit with which the kernel starts no program for a core (fs/coredump.c): with 0 it
 #: writes none to a file, but still starts what core_pattern names, as root and with all of it.
 CORE_LIMIT = 1
@@ -273,7 +275,7 @@ class Limits:
                     text = f"the session has taken {wall} s: stopped"
                     self._reached(gate, "wall_time", text, kill)
                     return
-                found = poller.poll(None if pause is None else pause * 1000 + 1)
+                found = poller.poll(None if pause is None else min(pause, _PAUSE_MAX) * 1000 + 1)
                 if any(number == self._woken for number, _ in found):
                     return
                 if found:

@@ -114,6 +114,12 @@ def test_the_clock_ends_a_session_and_all_of_it(person: Person, isolation: str) 
     assert limits(person) == ["wall_time"]
 
 
+def test_a_clock_that_runs_for_longer_than_any_call_waits_ends_nothing(person: Person) -> None:
+    done = run(person, "full", "wall_time: 90d", "print('done')")
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+    assert person.records("--type", "violation") == []
+
+
 @pytest.mark.parametrize("isolation", ISOLATIONS)
 def test_the_clock_does_not_wait_for_a_terminal_that_the_agent_has_stopped(
     person: Person, isolation: str
