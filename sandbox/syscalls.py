@@ -104,7 +104,11 @@ TIOCSTI, TIOCLINUX, TIOCSETD, TIOCEXCL = 0x5412, 0x541C, 0x5423, 0x540C
 #: What changes a file through a descriptor that may only read it (linux/fs.h, ext4, fscrypt.h):
 #: SETFLAGS, FSSETXATTR, SETVERSION by two names, ENABLE_VERITY, SET_ENCRYPTION_POLICY.
 FILE_IOCTLS = (0x40086602, 0x401C5820, 0x40087602, 0x40086604, 0x40806685, 0x800C6613)
-F_SETLEASE = 1024
+F_SETFL, F_SETOWN, F_SETOWN_EX, F_SETLEASE = 4, 8, 15, 1024
+#: Ways to have the kernel signal a whole process group about a file: FIOSETOWN, SIOCSPGRP, and
+#: FIOASYNC, which is O_ASYNC: of a terminal it is the group that is before it.
+_OWNER_IOCTLS = (0x8901, 0x8902, 0x5452)
+_SIGN = 1 << 31
 RLIMIT_CORE = 4
 #: The last command of fcntl(2) that is known: F_SET_FILE_RW_HINT (linux/fcntl.h of 6.18).
 _F_LAST = 1038
@@ -207,10 +211,21 @@ def refusals(*, network: bool = False, arch: int = seccomp.Arch.NATIVE) -> bytes
         linux.CLONE_NEWNET,
     ):
         refuse("clone", 0, flag, mask=flag)
-    for request in (TIOCSTI, TIOCLINUX, TIOCSETD, TIOCEXCL, *FILE_IOCTLS):
+    for request in (TIOCSTI, TIOCLINUX, TIOCSETD, TIOCEXCL, *FILE_IOCTLS, *_OWNER_IOCTLS):
         refuse("ioctl", 1, request)
     # a lease would hold up whoever opens the file next: the supervisor, or a program of the host
     refuse("fcntl", 1, F_SETLEASE, seccomp.ERRNO(errno.EINVAL))
+    # SAFETY: the supervisor, and what else a script has started, is of the agent's process group.
+    # Landlock's scope does not keep such signals from a group before Linux 6.18.40 and 6.12.101
+    # (CVE-2026-72183), and no PID namespace does.
+    refuse("fcntl", 1, F_SETOWN_EX)
+    for command, bit in ((F_SETOWN, _SIGN), (F_SETFL, os.O_ASYNC)):
+        program.add_rule(
+            eperm,
+            "fcntl",
+            seccomp.Arg(1, seccomp.MASKED_EQ, _LOW32, command),
+            seccomp.Arg(2, seccomp.MASKED_EQ, bit, bit),
+        )
     # and so would what later kernels add (delegations, Linux 6.19), which is as on this one
     program.add_rule(seccomp.ERRNO(errno.EINVAL), "fcntl", seccomp.Arg(1, seccomp.GT, _F_LAST))
     for option in (PR_SET_MM, PR_SET_PTRACER):

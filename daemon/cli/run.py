@@ -145,6 +145,7 @@ class _Run:
         from safeclaw.daemon import kept, launching
         from safeclaw.policies.compiled import compile_policy
         from safeclaw.policies.document import Assurance, Mode
+        from safeclaw.sandbox import group
         from safeclaw.sandbox.caseless import Look
         from safeclaw.sandbox.session import launch
         from safeclaw.sandbox.spec import Degraded, Isolation
@@ -204,6 +205,7 @@ class _Run:
         for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTTIN, signal.SIGTTOU):
             signal.signal(number, signal.SIG_IGN)
         woken = self._pass_on()
+        holding = contextlib.ExitStack()
         try:
             launching.require_case(compiled.context)
             spec = launching.spec(
@@ -221,6 +223,7 @@ class _Run:
                     f"safeclaw: {printable(place)}, which the policy lets the agent write, is not "
                     "there, and cannot be made in the walls; make it, and start again"
                 )
+            holding.enter_context(group.held())
             session = launch(spec, gate, look)
             gc.freeze()  # what is there stays: no collection needs to look at it again
             gc.enable()
@@ -238,6 +241,7 @@ class _Run:
             reason = problem.message
             raise
         finally:
+            holding.close()
             self._close(gate, hello, lease, gate.lost or reason, status)
             if self._unshown:
                 what = "attempts that would be denied" if self._observe else "attempts denied"

@@ -222,7 +222,7 @@ def test_dangerous_arguments_are_refused_and_the_same_calls_are_not(arch: str) -
         ("personality", (0x0400000,)),
     ):
         assert answer(arch, call, arguments) == ERRNO | errno.EPERM, (call, arguments)
-    for command in (0, 4, 16, 38, 1030, 1033, 1038):
+    for command in (0, 4, 8, 16, 38, 1030, 1033, 1038):
         assert answer(arch, "fcntl", (0, command)) == ALLOW, command
     # a lease, what Linux 6.19 adds for directories, and what is not there yet
     for command in (1024, 1039, 1040, 4096, 1040 | 1 << 32):
@@ -232,6 +232,16 @@ def test_dangerous_arguments_are_refused_and_the_same_calls_are_not(arch: str) -
         ("prctl", (15,)),
         ("seccomp", (1, 0)),
         ("personality", (0xFFFFFFFF,)),
+        ("ioctl", (0, 0x8901)),
+        ("ioctl", (0, 0x8902)),
+        ("ioctl", (0, 0x5452)),
+        # a group as owner, and O_ASYNC; what is above an int changes nothing
+        ("fcntl", (0, 8, 0xFFFFFFFF)),
+        ("fcntl", (0, 8 | 1 << 32, 1 << 31)),
+        ("fcntl", (0, 8, -2 & (1 << 64) - 1)),
+        ("fcntl", (0, 15, 1)),
+        ("fcntl", (0, 4, 0o20000)),
+        ("fcntl", (0, 4, 1 << 32 | 0o24002)),
     ):
         assert answer(arch, call, arguments) == ALLOW, (call, arguments)
 
@@ -240,6 +250,8 @@ def test_others_processes_are_asked_about_where_they_can_be_named(arch: str) -> 
     for call, arguments in (
         ("prlimit64", (7,)),
         ("sched_setaffinity", (7,)),
+    assert answer(arch, "fcntl", (0, 8, 1 << 32 | 1234)) == ALLOW
+    assert answer(arch, "fcntl", (0, 4, 0o4002)) == ALLOW
         ("sched_setparam", (7,)),
         ("sched_setscheduler", (7,)),
         ("sched_setattr", (7,)),
