@@ -12,6 +12,8 @@ from safeclaw.errors import WallError
 
 #: Asked about where no PID namespace ends a session.
 FORK_CALLS = ("fork", "vfork", "clone")
+#: Asked about for internet datagrams where the network namespace is the host's.
+SOCKET_CALLS = ("socket",)
 #: Where the PID namespace is the host's, asked about unless they are about the caller, or a group
 #: of its own (0): the call, and the argument that says whom it is about.
 PROCESS_CALLS = {

@@ -22,7 +22,7 @@ import msgspec
 
 from safeclaw.policies.model import AddressTarget, Attempt, SocketTarget
 from safeclaw.policies.network import Address
-from safeclaw.sandbox import binding, interrupt, linux, names, outside
+from safeclaw.sandbox import binding, deaf, interrupt, linux, names, outside
 from safeclaw.sandbox.caller import read_exact
 from safeclaw.sandbox.mediator import Handler, Notification
 from safeclaw.sandbox.msghdr import SOCKADDR_MAX
@@ -121,7 +121,7 @@ class Network:
         return self._own is not None and outside.cookie(sock) == self._own
 
     def judge(self, note: Notification, action: str, sock: socket.socket, to: Address4Or6) -> bool:
-        """Have the use of an address judged; return whether the socket must first go outside."""
+        """Have the use of an address judged; return whether another socket is needed for it."""
         where = to.address
         if where.is_unspecified and action != "network.bind":
             # connecting to the unspecified address reaches this host (ip(7))
@@ -135,7 +135,7 @@ class Network:
             note.judge(Attempt(action, msgspec.structs.replace(target, names=(), own=True)))
             return False
         note.judge(Attempt(action, target))
-        return own
+        return own or (self._own is None and deaf.is_deaf(sock))
 
     def _stays(
         self, note: Notification, action: str, target: AddressTarget, where: Address

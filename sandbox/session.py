@@ -305,7 +305,7 @@ def _confine(
     ended: int,
 ) -> None:
     """Have the mediator hold back what the namespaces would."""
-    from safeclaw.sandbox import processes
+    from safeclaw.sandbox import deaf, processes
     from safeclaw.sandbox.confine import Confinement
     from safeclaw.sandbox.hosts import Hosts
 
@@ -313,6 +313,7 @@ def _confine(
     view = (*spec.view, spec.workspace)
     mediator.resolver.confinement = Confinement(keeper, own, view)
     mediator.register(processes.handlers(ended, keeper))
+    mediator.register(deaf.handlers())
     if spec.hosts:
         mediator.hosts = Hosts(spec.hosts, bound, mediator.gate, keeper)
 

@@ -14,7 +14,7 @@ import os
 import pyseccomp as seccomp
 
 from safeclaw.sandbox import linux
-from safeclaw.sandbox.filters import FORK_CALLS, PROCESS_CALLS
+from safeclaw.sandbox.filters import FORK_CALLS, PROCESS_CALLS, SOCKET_CALLS
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -127,6 +127,8 @@ _REFUSED_PROTOCOLS = (
 )
 #: TCP and UDP.
 _PROTOCOLS = (6, 17)
+#: socket(2)'s types; above them are flags.
+_STREAM, _DATAGRAM, _SEQPACKET, _TYPE = 1, 2, 5, 0xF
 _PRIO_PGRP, _PRIO_USER = 1, 2
 _IOPRIO_WHO_PGRP, _IOPRIO_WHO_USER = 2, 3
 #: Socket options by level that send packets another way than to the address that was judged:
@@ -170,7 +172,7 @@ def _number(name: str) -> int | None:
 
 def notified_numbers(*, confined: bool = False) -> dict[int, str]:
     """Map each notified call's number on this machine to its name."""
-    asked = (*NOTIFIED, *((*PROCESS_CALLS, *FORK_CALLS) if confined else ()))
+    asked = (*NOTIFIED, *((*PROCESS_CALLS, *FORK_CALLS, *SOCKET_CALLS) if confined else ()))
     return {number: name for name in asked if (number := _number(name)) is not None}
 
 
@@ -213,8 +215,6 @@ def refusals(*, network: bool = False, arch: int = seccomp.Arch.NATIVE) -> bytes
         refuse("clone", 0, flag, mask=flag)
     for request in (TIOCSTI, TIOCLINUX, TIOCSETD, TIOCEXCL, *FILE_IOCTLS, *_OWNER_IOCTLS):
         refuse("ioctl", 1, request)
-    # a lease would hold up whoever opens the file next: the supervisor, or a program of the host
-    refuse("fcntl", 1, F_SETLEASE, seccomp.ERRNO(errno.EINVAL))
     # SAFETY: the supervisor, and what else a script has started, is of the agent's process group.
     # Landlock's scope does not keep such signals from a group before Linux 6.18.40 and 6.12.101
     # (CVE-2026-72183), and no PID namespace does.
@@ -226,6 +226,8 @@ def refusals(*, network: bool = False, arch: int = seccomp.Arch.NATIVE) -> bytes
             seccomp.Arg(1, seccomp.MASKED_EQ, _LOW32, command),
             seccomp.Arg(2, seccomp.MASKED_EQ, bit, bit),
         )
+    # a lease would hold up whoever opens the file next: the supervisor, or a program of the host
+    refuse("fcntl", 1, F_SETLEASE, seccomp.ERRNO(errno.EINVAL))
     # and so would what later kernels add (delegations, Linux 6.19), which is as on this one
     program.add_rule(seccomp.ERRNO(errno.EINVAL), "fcntl", seccomp.Arg(1, seccomp.GT, _F_LAST))
     for option in (PR_SET_MM, PR_SET_PTRACER):
@@ -266,6 +268,14 @@ def refusals(*, network: bool = False, arch: int = seccomp.Arch.NATIVE) -> bytes
                     seccomp.Arg(0, seccomp.MASKED_EQ, _LOW32, family),
                     seccomp.Arg(1, seccomp.MASKED_EQ, 0xF, kind),
                 )
+        # SAFETY: of the internet's it would be SCTP, where somebody has loaded that.
+        for family in (AF_INET, AF_INET6):
+            program.add_rule(
+                seccomp.ERRNO(errno.ESOCKTNOSUPPORT),
+                call,
+                seccomp.Arg(0, seccomp.MASKED_EQ, _LOW32, family),
+                seccomp.Arg(1, seccomp.MASKED_EQ, _TYPE, _SEQPACKET),
+            )
         for bit in range(5):
             # netlink: only protocol 0, NETLINK_ROUTE
             program.add_rule(
@@ -347,10 +357,15 @@ def allow_list(*, confined: bool = False, arch: int = seccomp.Arch.NATIVE) -> by
     # would be judged as what it is not.
     for family in (AF_INET, AF_INET6):
         for protocol in (0, *_PROTOCOLS, *_REFUSED_PROTOCOLS):
-            program.add_rule(
-                seccomp.ALLOW,
-                "socket",
-                seccomp.Arg(0, seccomp.MASKED_EQ, _LOW32, family),
-                seccomp.Arg(2, seccomp.MASKED_EQ, _LOW32, protocol),
-            )
+            for kind, action in (
+                (_STREAM, seccomp.ALLOW),
+                (_DATAGRAM, seccomp.NOTIFY if confined else seccomp.ALLOW),
+            ):
+                program.add_rule(
+                    action,
+                    "socket",
+                    seccomp.Arg(0, seccomp.MASKED_EQ, _LOW32, family),
+                    seccomp.Arg(1, seccomp.MASKED_EQ, _TYPE, kind),
+                    seccomp.Arg(2, seccomp.MASKED_EQ, _LOW32, protocol),
+                )
     return _export(program)
