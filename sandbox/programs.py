@@ -43,7 +43,8 @@ _TERMINATOR = re.compile(rb"[ \t\0]")
 #: How many bytes of argv and envp an exec may have without a share of the budget, and how many
 #: all the others may have at once, from the first copy to the exec stop.  Until it is judged each
 #: has a share for the most, and hence its turn: records of megabytes would wait for each other,
-#: and all others for them.  What a person is asked about keeps its own size, and no turn.
+#: and all others for them.  What a person is asked about keeps its own size, and no turn
+#: (docs/adr/exec-words-by-turns.md).
 _FREE = 32 * 1024
 _BUDGET = Budget(vectors.MOST + 2 * 1024 * 1024)
 #: Variables with which no program is started: the loader would run other code than the program's
