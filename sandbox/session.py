@@ -217,6 +217,7 @@ def _launch(
         opens,
         outside,
         programs,
+        sigio,
     )
     from safeclaw.sandbox.mediator import Mediator
     from safeclaw.sandbox.messages import Messages
@@ -252,7 +253,7 @@ def _launch(
     messages = Messages(network)
     for table in (
         *(opens.handlers(), entries.handlers(), metadata.handlers(), looks.handlers()),
-        *(programs.handlers(), identity.handlers()),
+        *(programs.handlers(), identity.handlers(), sigio.handlers()),
         *(network.handlers(), messages.handlers()),
     ):
         mediator.register(table)

@@ -34,19 +34,23 @@ NETWORK_CALLS = ("connect", "bind", "listen", "sendmsg", "sendmmsg")
 LOOK_CALLS = _names("inotify_add_watch getxattr lgetxattr listxattr llistxattr")
 #: Answered by the supervisor, because an ordinary user's namespace would answer otherwise.
 IDENTITY_CALLS = _names("setuid setgid setreuid setregid setresuid setresgid")
+#: Answered by the supervisor where they set O_ASYNC.
+ASYNC_CALLS = ("fcntl", "ioctl")
 NOTIFIED = (
-    *(*FILE_CALLS, *LOOK_CALLS, *PROGRAM_CALLS, *NETWORK_CALLS, *IDENTITY_CALLS),
+    *(*FILE_CALLS, *LOOK_CALLS, *PROGRAM_CALLS, *NETWORK_CALLS, *IDENTITY_CALLS, *ASYNC_CALLS),
     "sendto",
 )
 
 #: The calls whose flags are an argument, and which one.
 _OPENS = {"open": 1, "openat": 2}
+#: Those that are notified with some arguments only.
+_BY_ARGUMENT = (*_OPENS, *ASYNC_CALLS, "sendto")
 
 #: No name of a file, no other process, no device: free.
 ALLOWED = _names(
     # descriptors that are already open
     "read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 lseek close "
-    "close_range dup dup2 dup3 fcntl fsync fdatasync ftruncate fallocate flock fadvise64 "
+    "close_range dup dup2 dup3 fsync fdatasync ftruncate fallocate flock fadvise64 "
     "readahead sync_file_range sync syncfs copy_file_range sendfile splice tee vmsplice getdents "
     "getdents64 pipe pipe2 poll ppoll select pselect6 epoll_create epoll_create1 epoll_ctl "
     "epoll_wait epoll_pwait epoll_pwait2 epoll_ctl_old eventfd eventfd2 signalfd signalfd4 "
@@ -105,9 +109,10 @@ TIOCSTI, TIOCLINUX, TIOCSETD, TIOCEXCL = 0x5412, 0x541C, 0x5423, 0x540C
 #: SETFLAGS, FSSETXATTR, SETVERSION by two names, ENABLE_VERITY, SET_ENCRYPTION_POLICY.
 FILE_IOCTLS = (0x40086602, 0x401C5820, 0x40087602, 0x40086604, 0x40806685, 0x800C6613)
 F_SETFL, F_SETOWN, F_SETOWN_EX, F_SETLEASE = 4, 8, 15, 1024
-#: Ways to have the kernel signal a whole process group about a file: FIOSETOWN, SIOCSPGRP, and
-#: FIOASYNC, which is O_ASYNC: of a terminal it is the group that is before it.
-_OWNER_IOCTLS = (0x8901, 0x8902, 0x5452)
+#: Ways to have the kernel signal a whole process group about a file: FIOSETOWN, SIOCSPGRP.
+_OWNER_IOCTLS = (0x8901, 0x8902)
+#: O_ASYNC as a request of its own.
+FIOASYNC = 0x5452
 _SIGN = 1 << 31
 RLIMIT_CORE = 4
 #: The last command of fcntl(2) that is known: F_SET_FILE_RW_HINT (linux/fcntl.h of 6.18).
@@ -144,7 +149,7 @@ _GROUPS = ((0, (35, 39, 41, 42, 46, 48)), (41, (20, 27, 42, 46, 48)))
 
 
 #: Requests of ioctl(2) by type: terminals and what asks about any descriptor (T), sockets.
-_IOCTL_TYPES = (0x54, 0x89)
+_IOCTLS_T, _IOCTLS_SOCKET = 0x5400, 0x8900
 #: And by number: FIBMAP, FIGETBSZ, RNDGETENTCNT; FICLONE, FICLONERANGE, FIDEDUPERANGE, which want
 #: a descriptor for writing or change nothing; FIEMAP, and what asks for a file's flags, version,
 #: project, verity, file system's name and UUID.
@@ -219,13 +224,12 @@ def refusals(*, network: bool = False, arch: int = seccomp.Arch.NATIVE) -> bytes
     # Landlock's scope does not keep such signals from a group before Linux 6.18.40 and 6.12.101
     # (CVE-2026-72183), and no PID namespace does.
     refuse("fcntl", 1, F_SETOWN_EX)
-    for command, bit in ((F_SETOWN, _SIGN), (F_SETFL, os.O_ASYNC)):
-        program.add_rule(
-            eperm,
-            "fcntl",
-            seccomp.Arg(1, seccomp.MASKED_EQ, _LOW32, command),
-            seccomp.Arg(2, seccomp.MASKED_EQ, bit, bit),
-        )
+    program.add_rule(
+        eperm,
+        "fcntl",
+        seccomp.Arg(1, seccomp.MASKED_EQ, _LOW32, F_SETOWN),
+        seccomp.Arg(2, seccomp.MASKED_EQ, _SIGN, _SIGN),
+    )
     # a lease would hold up whoever opens the file next: the supervisor, or a program of the host
     refuse("fcntl", 1, F_SETLEASE, seccomp.ERRNO(errno.EINVAL))
     # and so would what later kernels add (delegations, Linux 6.19), which is as on this one
@@ -311,7 +315,7 @@ def allow_list(*, confined: bool = False, arch: int = seccomp.Arch.NATIVE) -> by
     ``confined`` says that the agent shares the host's PID and IPC namespaces.
     """
     program = _program(seccomp.ERRNO(errno.ENOSYS), arch)
-    asked = [name for name in NOTIFIED if name not in ("sendto", *_OPENS)]
+    asked = [name for name in NOTIFIED if name not in _BY_ARGUMENT]
     free = [name for name in ALLOWED if name not in asked and name != "socket"]
     if confined:
         free = [name for name in free if name not in (*PROCESS_CALLS, *FORK_CALLS)]
@@ -341,9 +345,22 @@ def allow_list(*, confined: bool = False, arch: int = seccomp.Arch.NATIVE) -> by
             program.add_rule(seccomp.NOTIFY, number, other)
     # SAFETY: a file system may have requests that change a file, or make one, through a descriptor
     # that may only read: whatever is not known to do no such thing is refused.
-    for kind in _IOCTL_TYPES:
+    program.add_rule(
+        seccomp.ALLOW, "ioctl", seccomp.Arg(1, seccomp.MASKED_EQ, 0xFF00, _IOCTLS_SOCKET)
+    )
+    # all of its type but FIOASYNC: what differs in one of the eight bits of its number
+    for bit in (1 << position for position in range(8)):
+        other = seccomp.Arg(1, seccomp.MASKED_EQ, 0xFF00 | bit, _IOCTLS_T | ~FIOASYNC & bit)
+        program.add_rule(seccomp.ALLOW, "ioctl", other)
+    program.add_rule(seccomp.NOTIFY, "ioctl", seccomp.Arg(1, seccomp.MASKED_EQ, 0xFFFF, FIOASYNC))
+    # a command with more than 32 bits is refused by the first program
+    program.add_rule(seccomp.ALLOW, "fcntl", seccomp.Arg(1, seccomp.NE, F_SETFL))
+    for flag, action in ((0, seccomp.ALLOW), (os.O_ASYNC, seccomp.NOTIFY)):
         program.add_rule(
-            seccomp.ALLOW, "ioctl", seccomp.Arg(1, seccomp.MASKED_EQ, 0xFF00, kind << 8)
+            action,
+            "fcntl",
+            seccomp.Arg(1, seccomp.MASKED_EQ, _LOW32, F_SETFL),
+            seccomp.Arg(2, seccomp.MASKED_EQ, os.O_ASYNC, flag),
         )
     for request in _IOCTLS:
         program.add_rule(seccomp.ALLOW, "ioctl", seccomp.Arg(1, seccomp.MASKED_EQ, _LOW32, request))

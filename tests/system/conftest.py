@@ -6,6 +6,7 @@ state directory of that person's own.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -57,7 +58,8 @@ class Person:
         if os.geteuid() == 0:
             entry = pwd.getpwnam(self.name)
             for path in (self.base, *self.base.rglob("*")):
-                os.chown(path, entry.pw_uid, entry.pw_gid, follow_symlinks=False)
+                with contextlib.suppress(FileNotFoundError):  # a broker may still be at work there
+                    os.chown(path, entry.pw_uid, entry.pw_gid, follow_symlinks=False)
 
     def write(self, name: str, text: str, mode: int = 0o644) -> Path:
         """Write a file into the workspace."""
