@@ -32,6 +32,8 @@ _MOST = 3_000_000
 _WRITES = (
     "file.write.create", "file.write.modify", "file.write.rename", "file.write.link",
 )  # fmt: skip
+#: By which a file comes to be found by another name: a link is made by two of them.
+_NAMES_OTHERS = ("file.write.create", "file.write.rename", "file.write.link")
 _EVERYWHERE = Place("/", (None,))
 _NOWHERE = Context(cover.WORKSPACE, cover.HOME, interpreter=(cover.INTERPRETER,))
 
@@ -124,7 +126,7 @@ class _Proof:
                 yield _finding(rule, why)
         if self._new.opens("shell.execute"):
             yield from self._interpreters()
-        if self._new.opens("file.write.rename"):
+        if any(self._new.opens(action) for action in _NAMES_OTHERS):
             yield from self._moves()
         if self._new.opens("file.write.rename") or self._new.opens("file.write.link"):
             yield from self._reached()
@@ -237,7 +239,7 @@ class _Proof:
                 yield _finding(rule, "it kept scripts from an interpreter, and is no more")
 
     def _moves(self) -> Iterator[Finding]:
-        """A move must not carry a file past a rule that refuses by place."""
+        """No move and no link may carry a file past a rule that refuses by place."""
         kept = [rule for rule in self._new.rules if rule.effect is not Effect.ALLOW and rule.paths]
         for rule in self._old.rules:
             if rule.effect is Effect.ALLOW or not rule.paths:

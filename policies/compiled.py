@@ -218,10 +218,16 @@ class CompiledPolicy:
     def _judge(self, attempt: Attempt) -> tuple[Verdict, int | None]:
         target = attempt.target
         match target:
-            case FileTarget(path, None):
-                return self._judge_path(attempt.action, path)
-            case FileTarget(path, str(to)):
-                return self._judge_move(attempt.action, path, to)
+            case FileTarget(path, None, link):
+                answer = self._judge_path(attempt.action, path)
+                if not link:
+                    return answer
+                return self._strictest([answer, self._judge_link(path)]) or answer
+            case FileTarget(path, str(to), link):
+                answer = self._judge_move(attempt.action, path, to)
+                if not link:
+                    return answer
+                return self._strictest([answer, self._judge_link(to)]) or answer
             case SocketTarget(path) if path.startswith("@"):
                 return self._conclude(self._bucket(attempt.action).socket(path))
             case SocketTarget(path):
@@ -314,6 +320,19 @@ class CompiledPolicy:
             reason = f"the move would carry what lies at {printable(place)} past this rule"
             return Verdict(Decision.DENY, rule, reason), at
         return answer
+
+    def _judge_link(self, path: str) -> tuple[Verdict, int | None]:
+        """Judge that a symbolic link gets a name, beside that the name may be made.
+
+        SAFETY: what is refused below would be made where the link leads, and be found here.
+        """
+        obstacle = self._moves.link_obstacle(path)
+        if obstacle is None:
+            return Verdict(Decision.ALLOW, "", ""), None
+        place, at = obstacle
+        rule = PROTECTED if at is None else self.rules[at].id
+        reason = f"a link there would have {printable(place)} elsewhere, past this rule"
+        return Verdict(Decision.DENY, rule, reason), at
 
     def _newly_reached(self, path: str, to: str) -> list[tuple[Verdict, int | None]]:
         """Return what is said of reaching a socket at ``path``, where one at ``to`` could be.

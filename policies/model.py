@@ -25,10 +25,14 @@ class Decision(enum.StrEnum):
 
 
 class FileTarget(msgspec.Struct, frozen=True, tag="file"):
-    """A canonical absolute path; ``to`` is the second path of a rename or link."""
+    """A canonical absolute path; ``to`` is the second path of a rename or link.
+
+    ``link`` says that what gets the name is a symbolic link.
+    """
 
     path: str
     to: str | None = None
+    link: bool = False
 
 
 class ProgramTarget(msgspec.Struct, frozen=True, tag="program"):
@@ -137,10 +141,13 @@ def printable(text: str) -> str:
 def target_fields(target: Target) -> dict[str, object]:
     """Return the target as a record has it: printable text, plain containers."""
     match target:
-        case FileTarget(path, None):
-            return {"path": printable(path)}
-        case FileTarget(path, to):
-            return {"path": printable(path), "to": printable(to or "")}
+        case FileTarget(path, to, link):
+            named: dict[str, object] = {"path": printable(path)}
+            if to is not None:
+                named["to"] = printable(to)
+            if link:
+                named["link"] = True
+            return named
         case ProgramTarget(program, argv, interpreters, arguments, variables):
             fields: dict[str, object] = {
                 "argv": [printable(word) for word in argv],

@@ -6,7 +6,9 @@ moving a directory out of ``src`` would get round one on ``src/**/*.pem``.  So a
 move is only harmless if, below both of its ends, every denying rule looks for
 the same things: then what is denied before is denied after, and the reverse.
 A Unix socket is reached only by a rule that allows its path, so nothing may move to
-where such rules look for what they did not look for before.
+where such rules look for what they did not look for before.  And where a denying rule
+spells the way to what it looks for, no symbolic link may come to stand: what is made where
+it leads would be found by the name that is denied.
 
 What the globs look for below a place is the state of an automaton that has read
 the place's components, all globs at once.  It is made as far as it is needed,
@@ -82,6 +84,19 @@ class Moves:
         differing -= {at for at in self._granting if other.get(at, had) <= had}
         return (path, min(differing)) if differing else None
 
+    def link_obstacle(self, path: str) -> tuple[str, int | None] | None:
+        """Return what forbids a symbolic link at ``path``: a path or place, and its rule.
+
+        It is what a rule names below, before its first wildcard or by the link's own name: the
+        rule looks for it here, and it would be where the link leads.
+        """
+        for prefixes in (self._kept, self._prefixes):
+            below = prefixes.below(path)
+            if below is not None:
+                return below
+        spelled = self._looks.spelled(path).difference(self._granting)
+        return (path, min(spelled)) if spelled else None
+
 
 #: Where a glob is: its number, and the part that it wants next.
 _Position = tuple[int, int]
@@ -121,6 +136,15 @@ class _Looks:
             at = self._rules[number]
             found[at] = found.get(at, frozenset()) | {self._parts[number][part:]}
         return found
+
+    def spelled(self, path: str) -> set[int]:
+        """Return the rules that spell a place's own name, and look for something below it."""
+        name = path.rpartition("/")[2]
+        return {
+            self._rules[number]
+            for number, part in self.below(path).positions
+            if part and self._parts[number][part - 1] == name
+        }
 
     def below(self, path: str) -> _State:
         """Return where the globs are at a place; the same object where they are the same."""

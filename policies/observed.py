@@ -48,9 +48,9 @@ def target_of(fields: Mapping[str, object]) -> Target:
     """Return the target that a record's ``target`` describes; an unknown one as words."""
     match fields:
         case {"path": str(path), "to": str(to)}:
-            return FileTarget(plain(path), plain(to))
+            return FileTarget(plain(path), plain(to), fields.get("link") is True)
         case {"path": str(path)}:
-            return FileTarget(plain(path))
+            return FileTarget(plain(path), link=fields.get("link") is True)
         case {"program": str(program), "argv": list()}:
             return ProgramTarget(
                 plain(program),

@@ -50,7 +50,7 @@ def _symlink(note: Notification) -> int:
     dirfd, index = (note.int_arg(1), 2) if note.name == "symlinkat" else (linux.AT_FDCWD, 1)
     directory, name = parent(note, "file.write.create", dirfd, path_argument(note, index))
     with directory:
-        judge(note, "file.write.create", at(directory, name))
+        judge(note, "file.write.create", at(directory, name), link=True)
         os.symlink(target, name, dir_fd=directory.fd)
     return 0
 
@@ -73,7 +73,8 @@ def _link(note: Notification) -> int:
         with directory:
             # a second name would be judged by its own path: the first must be readable too
             require_read(note, source.path)
-            judge(note, "file.write.link", source.path, at(directory, name))
+            link = stat.S_ISLNK(os.fstat(source.fd).st_mode)
+            judge(note, "file.write.link", source.path, at(directory, name), link=link)
             os.link(
                 f"/proc/self/fd/{source.fd}", name, dst_dir_fd=directory.fd, follow_symlinks=True
             )

@@ -57,9 +57,11 @@ def parent(
         raise
 
 
-def judge(note: Notification, action: str, path: str, to: str | None = None) -> None:
+def judge(
+    note: Notification, action: str, path: str, to: str | None = None, *, link: bool = False
+) -> None:
     """Have an attempt on a path judged and recorded; EACCES unless it is allowed."""
-    note.judge(Attempt(action, FileTarget(path, to)))
+    note.judge(Attempt(action, FileTarget(path, to, link)))
 
 
 def require_flags(flags: int, known: int) -> None:

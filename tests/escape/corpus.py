@@ -80,6 +80,7 @@ def _files() -> list[Attack]:
         Attack("inode_version", "inode_version.py", "ioctls"),
         Attack("address_change", "address_change.py", "outside", root_only=True),
         Attack("address_named", "address_change.py", "outside", root_only=True, word="named"),
+        Attack("link_in_place", "link_in_place.py", "links-in-rules"),
         Attack("magic_root", "magic_root.py", "outside"),
         # map_files wants a capability, so only root's control can work
         Attack("map_files", "map_files.py", "outside", root_only=True),
@@ -203,6 +204,7 @@ rules:
   - {action: [file.read, file.write], path: "*/held/deep/**", effect: deny, reason: held}
   - {action: file.read, path: "**/dropped/**", effect: deny, reason: for writing}
   - {action: file.write, path: "**/frozen/**", effect: deny, reason: for reading}
+  - {action: file.write, path: "**/settings/login/**", effect: deny, reason: obeyed outside}
   - {action: shell.execute, command: ["./**/xd *", "./**/xd-dynamic *", "./**/xa d *"],
      effect: deny, reason: no such program}
   - {action: network.connect, path: "**/door-a", effect: allow}

@@ -19,7 +19,7 @@ import pyseccomp
 from safeclaw.daemon import gate as daemon_gate
 from safeclaw.daemon import kept, launching
 from safeclaw.daemon.cli.main import main
-from safeclaw.policies import compiled
+from safeclaw.policies import compiled, moves
 from safeclaw.policies.model import Attempt, Decision, Verdict
 from safeclaw.sandbox import (
     binding,
@@ -201,6 +201,10 @@ def _view() -> None:
     _replace(launching, "spec", whole)
 
 
+def _links_in_rules() -> None:
+    _replace(moves.Moves, "link_obstacle", _nothing)
+
+
 def _caseless() -> None:
     def nowhere(*_: object) -> tuple[str, ...]:
         return ()
@@ -226,6 +230,7 @@ DEFENCES = {
     "upward": _upward,  # where the stage of a socket's name stands, and that it goes nowhere else
     "core": _core,  # the one limit with which a crash starts no handler of the host's
     "links": _links,  # that what is removed at a session's end is reached by no link
+    "links-in-rules": _links_in_rules,  # that no link stands on the way to what a rule refuses
     "caseless": _caseless,  # that nothing is allowed where names are without regard to case
     "view": _view,  # that only what a rule can name exists
 }

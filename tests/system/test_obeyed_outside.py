@@ -60,6 +60,30 @@ def test_a_workspace_that_is_the_home_gives_no_login_outside_what_to_run(
     assert (person.workspace / "ran").exists() is (policy == "wide.yaml")
 
 
+LINKS = {
+    "link": "ln -s own .local",
+    "hard link": "ln -s ../own aside/l; ln -P aside/l .local; rm -f aside/l",
+    "moved": "ln -s own aside/l; mv aside/l .local",
+}
+
+
+@pytest.mark.parametrize("policy", ["wide.yaml", "default", "coding-agent"])
+@pytest.mark.parametrize("way", LINKS)
+def test_what_a_login_runs_is_not_made_where_a_link_leads(
+    person: Person, policy: str, way: str
+) -> None:
+    (person.base / "wide.yaml").write_text(WIDE)
+    chosen = str(person.base / policy) if policy == "wide.yaml" else policy
+    home = {"HOME": str(person.workspace)}
+    script = "mkdir -p own/bin aside; echo 'touch ran' >own/bin/ls; chmod +x own/bin/ls; "
+    script += LINKS[way].replace("../own", str(person.workspace / "own"))
+    person.safeclaw("run", "-q", "--policy", chosen, "--", "sh", "-c", script, **home)
+    assert (person.workspace / "own/bin/ls").is_file()
+    login = "PATH=$HOME/.local/bin:$PATH; ls; true"
+    person.finish(person.start(["bash", "-lc", login], person.workspace, **home))
+    assert (person.workspace / "ran").exists() is (policy == "wide.yaml")
+
+
 @pytest.mark.parametrize("policy", ["wide.yaml", "claude-code", "codex"])
 @pytest.mark.parametrize("name", [".claude", ".codex"])
 def test_a_coding_agents_directory_is_not_a_link_to_another(

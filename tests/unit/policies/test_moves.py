@@ -95,3 +95,25 @@ def test_many_directories_and_states_are_forgotten_in_time() -> None:
     for number in range(3000):
         assert moves.obstacle(f"/ws/{number}/a", f"/ws/{number}/b") is None
         assert moves.obstacle(f"/ws/{number}/.git", f"/ws/{number}/b") == (f"/ws/{number}/.git", 0)
+
+
+def test_no_link_comes_to_stand_on_the_way_to_what_a_rule_refuses() -> None:
+    moves = Moves(
+        _rules(["~/.config/git/**", "a/b/c", "**/hooks/run", "*/x/y"]),
+        ("/home/u/.local/state/s",),
+        workspace="/ws",
+        home="/home/u",
+        leads={},
+    )
+    for path, obstacle in {
+        "/home/u/.config": ("/home/u/.config/git", 0),
+        "/home/u/.config/git": ("/home/u/.config/git", 0),
+        "/home/u/.local": ("/home/u/.local/state/s", None),
+        "/ws/a": ("/ws/a/b/c", 1),
+        "/ws/a/b": ("/ws/a/b/c", 1),
+        "/ws/d/hooks": ("/ws/d/hooks", 2),
+        "/ws/d/x": ("/ws/d/x", 3),
+    }.items():
+        assert moves.link_obstacle(path) == obstacle
+    for path in ("/home/u/.cache", "/ws/d", "/ws/d/b", "/ws/d/e/x", "/ws/a/c", "/ws/hooks.d"):
+        assert moves.link_obstacle(path) is None
