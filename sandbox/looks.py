@@ -16,7 +16,7 @@ from safeclaw.sandbox import linux
 from safeclaw.sandbox.caller import read_string
 from safeclaw.sandbox.mediator import Handler, Notification
 from safeclaw.sandbox.pinning import path_argument, pin
-from safeclaw.sandbox.resolve import Pinned, error
+from safeclaw.sandbox.resolve import Pinned, error, held
 
 _IN_DONT_FOLLOW = 0x02000000
 _NAME_MAX = 256
@@ -56,23 +56,36 @@ def _watch(note: Notification) -> int:
 
 
 def _get(note: Notification) -> int:
-    """getxattr(2), lgetxattr(2)."""
+    """getxattr(2), lgetxattr(2), fgetxattr(2)."""
     name = read_string(note.pid, note.args[1], _NAME_MAX)
     with _pinned(note) as pinned:
         if name not in _OF_ACCESS:
-            note.judge(Attempt("file.read", FileTarget(pinned.path)))
+            _judge(note, pinned)
         return _answer(note, 2, os.getxattr(_handle(pinned), name))
 
 
 def _list(note: Notification) -> int:
-    """listxattr(2), llistxattr(2)."""
+    """listxattr(2), llistxattr(2), flistxattr(2)."""
     with _pinned(note) as pinned:
-        note.judge(Attempt("file.read", FileTarget(pinned.path)))
+        _judge(note, pinned)
         names = (os.fsencode(name) + b"\0" for name in os.listxattr(_handle(pinned)))
         return _answer(note, 1, b"".join(names))
 
 
+def _judge(note: Notification, pinned: Pinned) -> None:
+    """Have it judged as a read, unless it is open for reading already."""
+    if note.name.startswith("f"):
+        has = held(note.caller, note.int_arg(0), pinned.fd)
+        if has & linux.O_PATH:
+            raise error(errno.EBADF)
+        if has & os.O_ACCMODE in (os.O_RDONLY, os.O_RDWR):
+            return
+    note.judge(Attempt("file.read", FileTarget(pinned.path)))
+
+
 def _pinned(note: Notification) -> Pinned:
+    if note.name.startswith("f"):
+        return note.mediator.resolver.pin_descriptor(note.caller, note.int_arg(0))
     # not recorded where it is not there: this is asked of every name that is only looked at
     follow = note.name in ("getxattr", "listxattr")
     return note.mediator.resolver.pin(
@@ -108,6 +121,6 @@ def handlers() -> dict[str, Handler]:
     """Return the handlers by the names of their calls."""
     return {
         "inotify_add_watch": _watch,
-        **dict.fromkeys(("getxattr", "lgetxattr"), _get),
-        **dict.fromkeys(("listxattr", "llistxattr"), _list),
+        **dict.fromkeys(("getxattr", "lgetxattr", "fgetxattr"), _get),
+        **dict.fromkeys(("listxattr", "llistxattr", "flistxattr"), _list),
     }

@@ -31,7 +31,9 @@ FILE_CALLS = _names(
 PROGRAM_CALLS = ("execve", "execveat")
 NETWORK_CALLS = ("connect", "bind", "listen", "sendmsg", "sendmmsg")
 #: Answered by the supervisor as reads: they tell of a file what stat(2) does not.
-LOOK_CALLS = _names("inotify_add_watch getxattr lgetxattr listxattr llistxattr")
+LOOK_CALLS = _names(
+    "inotify_add_watch getxattr lgetxattr fgetxattr listxattr llistxattr flistxattr"
+)
 #: Answered by the supervisor, because an ordinary user's namespace would answer otherwise.
 IDENTITY_CALLS = _names("setuid setgid setreuid setregid setresuid setresgid")
 #: Answered by the supervisor where they set O_ASYNC.
@@ -55,7 +57,7 @@ ALLOWED = _names(
     "getdents64 pipe pipe2 poll ppoll select pselect6 epoll_create epoll_create1 epoll_ctl "
     "epoll_wait epoll_pwait epoll_pwait2 epoll_ctl_old eventfd eventfd2 signalfd signalfd4 "
     "timerfd_create timerfd_settime timerfd_gettime inotify_init inotify_init1 "
-    "inotify_rm_watch memfd_create fgetxattr flistxattr cachestat "
+    "inotify_rm_watch memfd_create cachestat "
     # names in the view may be looked at, not opened
     "stat lstat fstat newfstatat statx access faccessat faccessat2 readlink readlinkat getcwd "
     "chdir fchdir statfs fstatfs umask "

@@ -65,7 +65,7 @@ def _files() -> list[Attack]:
         *("opath_reopen", "opath_write", "truncate", "metadata", "tmpfile_link", "dangling_link"),
         *("delete", "policy_file", "parent_environment", "unix_door", "unix_door_moved"),
         *("wrappers", "shebang", "descriptor_exec", "short_way"),
-        *("xattr_value", "xattr_names", "inotify_names", "write_only"),
+        *("xattr_value", "xattr_names", "xattr_write_only", "inotify_names", "write_only"),
     )
     others = ("victim_memory", "system_v", "message_queue", "core_limit")
     return [

@@ -171,6 +171,14 @@ def _attributes(area: Path, token: str, _uid: int, _stack: contextlib.ExitStack)
     return _nothing
 
 
+def _written_attributes(area: Path, token: str, _uid: int, _stack: contextlib.ExitStack) -> Look:
+    (area / "dropped").mkdir()
+    (area / "dropped/log").touch()
+    os.setxattr(area / "dropped/log", "user.safeclaw", token.encode())
+    os.setxattr(area / "dropped/log", f"user.{token}", b"")
+    return _nothing
+
+
 def _elf_interpreter(area: Path, _token: str, _uid: int, _stack: contextlib.ExitStack) -> Look:
     """Put a loader, which runs what is given to it, where nothing may be read."""
     for loader in ("/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1"):
@@ -216,6 +224,7 @@ STAGES: dict[str, Callable[[Path, str, int, contextlib.ExitStack], Look]] = {
     "elf_interpreter.py": _elf_interpreter,
     "xattr_value.py": _attributes,
     "xattr_names.py": _attributes,
+    "xattr_write_only.py": _written_attributes,
     "new_calls.c": _attributes,
     "core_handler.c": _core_handler,
 }
