@@ -20,7 +20,16 @@ from safeclaw.sandbox.pinning import (
     pin,
     require_read,
 )
-from safeclaw.sandbox.resolve import UNHELD, Nameless, Pinned, at, error, held, join
+from safeclaw.sandbox.resolve import (
+    RESOLVE_LITERALLY,
+    UNHELD,
+    Nameless,
+    Pinned,
+    at,
+    error,
+    held,
+    join,
+)
 
 #: The openat2(2) resolve flag that holds for every walk of the supervisor; with the others the
 #: call is answered as by a kernel that has it not.
@@ -91,20 +100,24 @@ def _open_read(note: Notification, dirfd: int, path: str, flags: int) -> int | N
     if absolute not in plain or not _open_plain(note, absolute, dirfd, path, flags):
         with pin(note, "file.read", dirfd, path, follow=not flags & os.O_NOFOLLOW) as pinned:
             if _open_pinned(note, pinned, flags):
-                if len(plain) < _PLAIN_MAX and len(absolute) < _PLAIN_LENGTH_MAX:
+                literal = absolute == pinned.path
+                if literal and len(plain) < _PLAIN_MAX and len(absolute) < _PLAIN_LENGTH_MAX:
                     plain.add(absolute)
                 _remember(note, absolute, pinned.path)
     return None
 
 
 def _open_plain(note: Notification, absolute: str, dirfd: int, path: str, flags: int) -> bool:
-    """Open what was a regular file before in one go; False: it is a FIFO now."""
+    """Open what was a regular file by its canonical name in one go; False: it is not any more."""
     resolver, caller, plain = note.mediator.resolver, note.caller, note.mediator.plain
     try:
-        # SAFETY: O_NONBLOCK, so that a FIFO put in the file's place cannot hold the loop.
-        fd = resolver.open(absolute, flags | os.O_NONBLOCK)
+        # SAFETY: O_NONBLOCK, so that a FIFO put in the file's place cannot hold the loop.  And no
+        # link: merely to open what may not be read can have an effect (a FIFO's writer goes on).
+        fd = resolver.open(absolute, flags | os.O_NONBLOCK, RESOLVE_LITERALLY)
     except OSError as problem:
         plain.discard(absolute)
+        if problem.errno == errno.ELOOP:
+            return False
         if problem.errno in ABSENT or problem.errno in (errno.EACCES, errno.ENXIO):
             judge_missing(note, "file.read", dirfd, path)
         raise

@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 from safeclaw.sandbox import linux
 from safeclaw.sandbox.caller import Caller
+from safeclaw.sandbox.resolve import RESOLVE, RESOLVE_LITERALLY
 
 #: struct seccomp_notif, as far as openat needs it: id, pid, nr, args[0..2].
 _CALL = struct.Struct("=QI4xi12xQQQ24x")
@@ -36,19 +37,21 @@ def _flag_sets() -> list[int]:
 
 
 class _How:
-    """The open_how of one set of flags: for a literal name and for any other."""
+    """The open_how of one set of flags: to look where a name leads, and to open a literal one."""
 
-    __slots__ = ("any", "cloexec", "literal", "values")
+    __slots__ = ("cloexec", "literal", "place", "values")
 
     def __init__(self, flags: int) -> None:
         # SAFETY: O_NONBLOCK, so that a FIFO put in the file's place cannot hold the loop.
         given = flags | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
-        resolve = linux.RESOLVE_IN_ROOT | linux.RESOLVE_NO_MAGICLINKS
+        look = linux.O_PATH | os.O_CLOEXEC | flags & os.O_NOFOLLOW
         self.values = (
-            linux.OpenHow(given, 0, resolve | linux.RESOLVE_NO_SYMLINKS),
-            linux.OpenHow(given, 0, resolve),
+            linux.OpenHow(given, 0, RESOLVE_LITERALLY),
+            linux.OpenHow(look, 0, RESOLVE),
         )
-        self.literal, self.any = (ctypes.c_void_p(ctypes.addressof(value)) for value in self.values)
+        self.literal, self.place = (
+            ctypes.c_void_p(ctypes.addressof(value)) for value in self.values
+        )
         self.cloexec = flags & os.O_CLOEXEC
 
 
@@ -94,14 +97,23 @@ def reader(
             known = caller.opened[path]
         except (OSError, OverflowError, ValueError, LookupError):
             return False
-        fd: int = openat2(437, root, path, how.literal if known.literal else how.any, 24)
+        # SAFETY: what was judged is the real path, and it alone is opened: even to open another,
+        # and give it to nobody, could have an effect.
+        if not known.literal:
+            place: int = openat2(437, root, path, how.place, 24)
+            if place < 0:
+                return False
+            try:
+                if readlink(b"%d" % place, dir_fd=descriptors) != known.real:
+                    return False
+            finally:
+                close(place)
+        # A literal name has no other real path than itself, since no component of it is a link
+        # when the kernel walks it.
+        fd: int = openat2(437, root, known.real, how.literal, 24)
         if fd < 0:
             return False
         try:
-            # SAFETY: what was judged is the real path.  A literal name has no other, since
-            # no component of it was a link when the kernel walked it just now.
-            if not known.literal and readlink(b"%d" % fd, dir_fd=descriptors) != known.real:
-                return False
             try:
                 lseek(fd, 0, here)
             except OSError:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from safeclaw.sandbox.confine import Confinement
 
 RESOLVE = linux.RESOLVE_IN_ROOT | linux.RESOLVE_NO_MAGICLINKS
+#: How a canonical name is walked that is to lead nowhere else.
+RESOLVE_LITERALLY = RESOLVE | linux.RESOLVE_NO_SYMLINKS
 _PATH_FLAGS = linux.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
 _OPEN_FLAGS = (
     os.O_ACCMODE
@@ -211,12 +213,12 @@ class Resolver:
             return "/proc/self" + path[len(own) :]
         return path
 
-    def open(self, path: str, flags: int) -> int:
+    def open(self, path: str, flags: int, resolve: int = RESOLVE) -> int:
         """openat2 in the agent's root."""
         # openat2(2) refuses what open(2) ignores: unknown bits, and most bits beside O_PATH
         flags &= _PATH_FLAGS if flags & linux.O_PATH else _OPEN_FLAGS
         extra = os.O_CLOEXEC if flags & linux.O_PATH else os.O_CLOEXEC | os.O_NOCTTY
-        return linux.openat2(self.root, os.fsencode(path), flags | extra, 0, RESOLVE)
+        return linux.openat2(self.root, os.fsencode(path), flags | extra, 0, resolve)
 
     def pin(self, caller: Caller, dirfd: int, path: str, *, follow: bool = True) -> Pinned:
         """Pin an existing file."""

@@ -80,6 +80,7 @@ def _files() -> list[Attack]:
         Attack("inode_version", "inode_version.py", "ioctls"),
         Attack("address_change", "address_change.py", "outside", root_only=True),
         Attack("address_named", "address_change.py", "outside", root_only=True, word="named"),
+        Attack("reader_for_a_moment", "reader_for_a_moment.py", "literal-names"),
         Attack("link_in_place", "link_in_place.py", "links-in-rules"),
         Attack("magic_root", "magic_root.py", "outside"),
         # map_files wants a capability, so only root's control can work

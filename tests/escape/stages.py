@@ -13,6 +13,7 @@ import hashlib
 import os
 import pty
 import pwd
+import select
 import shutil
 import socket
 import subprocess
@@ -74,6 +75,33 @@ def _fifo(path: Path, token: str, stack: contextlib.ExitStack) -> None:
     end = os.open(path, os.O_RDWR | os.O_NONBLOCK)
     stack.callback(os.close, end)
     os.write(end, token.encode())
+
+
+def _writer(area: Path, _token: str, uid: int, stack: contextlib.ExitStack) -> Look:
+    """Have somebody wait to write into a FIFO that may not be opened."""
+    place = area / "secrets/pipe"
+    os.mkfifo(place, 0o600)
+    os.chown(place, uid, -1)
+    process = subprocess.Popen(["sh", "-c", 'echo waits >"$0"', place], start_new_session=True)
+
+    def end() -> None:
+        process.kill()
+        process.communicate()
+
+    stack.callback(end)
+    ended = os.pidfd_open(process.pid)
+    stack.callback(os.close, ended)
+
+    def look() -> list[str]:
+        reader = os.open(place, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            select.select([reader, ended], [], [])
+            text = os.read(reader, 100)
+        finally:
+            os.close(reader)
+        return [] if text else ["who waited to write has found a reader"]
+
+    return look
 
 
 def _victim(area: Path, token: str, uid: int, stack: contextlib.ExitStack) -> Look:
@@ -215,6 +243,7 @@ STAGES: dict[str, Callable[[Path, str, int, contextlib.ExitStack], Look]] = {
     "other_terminal.py": _other_terminal,
     "held_descriptor.c": _held_descriptor,
     "write_only.py": _write_only,
+    "reader_for_a_moment.py": _writer,
     "victim.c": _victim,
     "victim_memory.py": _victim,
     "kept_names.py": _kept_names,

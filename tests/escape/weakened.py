@@ -31,8 +31,10 @@ from safeclaw.sandbox import (
     limits,
     linux,
     mediator,
+    opens,
     programs,
     quick,
+    resolve,
     syscalls,
 )
 
@@ -201,6 +203,11 @@ def _view() -> None:
     _replace(launching, "spec", whole)
 
 
+def _literal_names() -> None:
+    _replace(opens, "RESOLVE_LITERALLY", resolve.RESOLVE)
+    _replace(quick, "reader", _no_short_way)
+
+
 def _links_in_rules() -> None:
     _replace(moves.Moves, "link_obstacle", _nothing)
 
@@ -230,6 +237,7 @@ DEFENCES = {
     "upward": _upward,  # where the stage of a socket's name stands, and that it goes nowhere else
     "core": _core,  # the one limit with which a crash starts no handler of the host's
     "links": _links,  # that what is removed at a session's end is reached by no link
+    "literal-names": _literal_names,  # that what was opened before is opened by no link
     "links-in-rules": _links_in_rules,  # that no link stands on the way to what a rule refuses
     "caseless": _caseless,  # that nothing is allowed where names are without regard to case
     "view": _view,  # that only what a rule can name exists
