@@ -31,7 +31,16 @@ def with_programs(context: Context, command: tuple[str, ...], typed: int) -> Con
     ``typed`` is how many words the person gave: more in ``command`` are safeclaw's own.
     """
     # SAFETY: only a script that safeclaw itself put behind its interpreter, never an argument.
-    started = command[: 1 + len(command) - typed]
+    # And not where a link in the workspace leads: an earlier session may have made it.
+    started = (
+        command[0],
+        *(
+            script
+            for script in command[1 : 1 + len(command) - typed]
+            if within(os.path.realpath(script), context.workspace)
+            or not any(within(link, context.workspace) for link in source.links(script))
+        ),
+    )
     named = [path for program in context.programs for path in (program.found, program.canonical)]
     files = {os.path.realpath(path) for path in (*started, *named) if os.path.isfile(path)}
     more = sorted(path for path in files if not path.startswith("/usr/"))

@@ -1,0 +1,37 @@
+"""A link that one session makes gives the next one nothing of the host."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.system.conftest import Person, options_here
+
+POLICY = """\
+version: "1.0"
+rules:
+  - {action: [file.read, file.write], path: "**", effect: allow}
+  - {action: shell.execute, effect: allow}
+"""
+#: What an earlier session leaves: a script that is a link, and a python3 to be started with it.
+LEAVE = """\
+mkdir -p bin; printf '#!/bin/sh\\ncat "$1"\\n' >bin/python3; chmod +x bin/python3
+rm -f main.py; ln -s %s main.py
+"""
+
+
+@pytest.mark.parametrize("isolation", ["full", "landlock"])
+@pytest.mark.parametrize("where", ["outside", "inside"])
+def test_a_script_that_is_a_link_is_read_in_the_workspace_only(
+    person: Person, isolation: str, where: str
+) -> None:
+    person.write("policy.yaml", POLICY)
+    inside = person.write("src/words", "words\n")
+    outside = person.base / "words"
+    outside.write_text("words\n")
+    person.own()
+    run = ("run", "--policy", "policy.yaml", *options_here(isolation), "--")
+    leads = inside if where == "inside" else outside
+    person.safeclaw(*run, "/bin/sh", "-c", LEAVE % leads)
+    path = f"{person.workspace}/bin:/usr/bin:/bin"
+    done = person.safeclaw(*run, "main.py", PATH=path)
+    assert done.stdout == ("words\n" if where == "inside" else ""), done.stderr
