@@ -9,27 +9,20 @@ asked: other processes' entries in /proc, devices, and everything in /tmp,
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import re
-import stat
 import tempfile
 
 import msgspec
 
 from safeclaw.sandbox import clearing, tree
+from safeclaw.sandbox.resolve import is_device, is_proc
 
 #: Directories that full isolation gives each session anew.
 PRIVATE = ("/tmp", "/var/tmp", "/dev/shm")
 _SHM = "/dev/shm/"
-_PROC_SUPER_MAGIC = 0x9FA0
 _PROCESS = re.compile(r"/proc/(\d+)(?:/|\Z)")
-#: The devices of walls: null zero full random urandom, tty.
-_DEVICES = frozenset(
-    os.makedev(major, minor) for major, minor in ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0))
-)
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Own(msgspec.Struct, frozen=True):
@@ -91,11 +84,8 @@ class Confinement:
         """Raise ENOENT unless what was found may exist; ``held``: the agent has it open already."""
         if not self.shows(path) or not self._shows_process(fd, path):
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
-        if not held:
-            status = os.fstat(fd)
-            kind = stat.S_IFMT(status.st_mode)
-            if kind == stat.S_IFBLK or (kind == stat.S_IFCHR and status.st_rdev not in _DEVICES):
-                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        if not held and is_device(fd):
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
 
     def _shows_process(self, fd: int, path: str) -> bool:
         if path == "/proc" or path.startswith("/proc/"):
@@ -103,15 +93,7 @@ class Confinement:
             # SAFETY: the descriptor is of this process and no later one (proc(5)), so that a pid
             # which is used again is refused here or leads nowhere.
             return found is None or tree.descends(self._keeper, int(found[1]))
-        return not _is_proc(fd)
-
-
-def _is_proc(fd: int) -> bool:
-    """Whether a file lies on a proc file system, wherever that is mounted (fstatfs(2))."""
-    buffer = ctypes.create_string_buffer(256)
-    if _libc.fstatfs(fd, buffer):
-        return True
-    return int.from_bytes(buffer.raw[:8], "little") == _PROC_SUPER_MAGIC
+        return not is_proc(fd)
 
 
 def _within(path: str, root: str) -> bool:

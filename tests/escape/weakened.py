@@ -25,6 +25,7 @@ from safeclaw.sandbox import (
     binding,
     caseless,
     clearing,
+    confine,
     exec_stop,
     filters,
     first,
@@ -208,6 +209,15 @@ def _literal_names() -> None:
     _replace(quick, "reader", _no_short_way)
 
 
+def _hosts_files() -> None:
+    def no(*_: object) -> bool:
+        return False
+
+    _replace(resolve, "_is_hosts", no)
+    for name in ("is_proc", "is_device"):
+        _replace(confine, name, no)
+
+
 def _links_in_rules() -> None:
     _replace(moves.Moves, "link_obstacle", _nothing)
 
@@ -238,6 +248,7 @@ DEFENCES = {
     "core": _core,  # the one limit with which a crash starts no handler of the host's
     "links": _links,  # that what is removed at a session's end is reached by no link
     "literal-names": _literal_names,  # that what was opened before is opened by no link
+    "hosts-files": _hosts_files,  # that what is the kernel's has no other name than its own
     "links-in-rules": _links_in_rules,  # that no link stands on the way to what a rule refuses
     "caseless": _caseless,  # that nothing is allowed where names are without regard to case
     "view": _view,  # that only what a rule can name exists
