@@ -108,6 +108,17 @@ class Look:
             )
         )
 
+    @staticmethod
+    def others() -> tuple[str, ...]:
+        """Return the mount points at which somebody else is told of each name that is looked up.
+
+        An automounter, another machine, a program (FUSE).
+        """
+        kernels = _TELLS_APART.union(_NEVER_DOES, ("xfs",)).difference(("autofs",))
+        return tuple(
+            mount.point for mount in mounts(_read(OWN_MOUNTS)) if mount.kind not in kernels
+        )
+
     def watch(self, pid: int, known: tuple[str, ...], gate: Gate, kill: Callable[[], None]) -> None:
         """Have the gate shut what comes up in the view of process ``pid``, in a thread."""
         source = open(f"/proc/{pid}/mountinfo", "rb", buffering=0)  # noqa: SIM115 - the thread's

@@ -177,6 +177,10 @@ class Mediator:
         )
         #: Names that were regular files: a hint that one open will do, never a verdict.
         self.plain: set[str] = set()
+        #: Mount points of the host at which it is not looked what is there (``caseless``).
+        self.others: tuple[str, ...] = ()
+        #: What the agent sees of the host.
+        self.view: tuple[str, ...] = ("/",)
         #: What /etc/hosts is inside, where it is not the host's.
         self.hosts: Hosts | None = None
         #: The argv that the session starts with, until its exec has been judged.

@@ -11,12 +11,15 @@ import stat
 
 from safeclaw.policies.model import Attempt, Decision, FileTarget
 from safeclaw.sandbox.caller import read_string
+from safeclaw.sandbox.caseless import within
 from safeclaw.sandbox.gate import HELD_BACK
 from safeclaw.sandbox.mediator import Notification
 from safeclaw.sandbox.resolve import HeldBackError, Nameless, Pinned, error
 
 #: The errors of a name that is not there.
 ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+#: As many symbolic links on one way as the kernel follows (path_resolution(7)).
+_LINKS_MAX = 40
 SET_ID = stat.S_ISUID | stat.S_ISGID
 
 
@@ -28,8 +31,38 @@ def path_argument(note: Notification, index: int) -> str:
 def judge_missing(note: Notification, action: str, dirfd: int, path: str) -> None:
     """Record an attempt on a name that is not in the view; the errno is the caller's affair."""
     where = note.mediator.resolver.where(note.caller, dirfd, path)
-    hidden = os.path.lexists(where) and not where.startswith(("/proc/", "/tmp/"))
+    mediator = note.mediator
+    others = () if any(within(where, place) for place in mediator.view) else mediator.others
+    hidden = not where.startswith(("/proc/", "/tmp/")) and _is_unseen(where, others)
     note.decide(Attempt(action, FileTarget(where)), "view" if hidden else "absent")
+
+
+def _is_unseen(where: str, others: tuple[str, ...]) -> bool:
+    """Whether a name that is not there for the agent is there on the host.
+
+    SAFETY: the agent has chosen it, and who serves what is mounted at ``others`` would be told:
+    what is there, if only by a link, counts as the host's and is not looked for.
+    """
+    here, left, links = "", where.split("/"), 0
+    while left:
+        name = left.pop(0)
+        if name in ("", "."):
+            continue
+        here = os.path.dirname(here) if name == ".." else f"{here.rstrip('/')}/{name}"
+        if any(within(here, place) for place in others):
+            return True
+        try:
+            if not stat.S_ISLNK(os.lstat(here).st_mode) or not left:
+                continue
+            leads = os.readlink(here)
+        except OSError:
+            return False
+        links += 1
+        if links > _LINKS_MAX:
+            return False
+        here = "" if leads.startswith("/") else os.path.dirname(here)
+        left = [*leads.split("/"), *left]
+    return True
 
 
 def pin(note: Notification, action: str, dirfd: int, path: str, *, follow: bool = True) -> Pinned:

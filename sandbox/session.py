@@ -237,6 +237,8 @@ def _launch(
     os.umask(0)
     mediator = Mediator(listener, root, spec.filters.numbers, gate)
     mediator.first_program = spec.command
+    if not confined:
+        mediator.others, mediator.view = look.others(), (*spec.view, spec.workspace)
     interrupt.prepare()
     bound = names.system_names()
     sockets: list[socket.socket] = []

@@ -33,6 +33,7 @@ from safeclaw.sandbox import (
     linux,
     mediator,
     opens,
+    pinning,
     programs,
     quick,
     resolve,
@@ -218,6 +219,13 @@ def _hosts_files() -> None:
         _replace(confine, name, no)
 
 
+def _others_names() -> None:
+    def look(where: str, _: tuple[str, ...]) -> bool:
+        return os.path.lexists(where)
+
+    _replace(pinning, "_is_unseen", look)
+
+
 def _links_in_rules() -> None:
     _replace(moves.Moves, "link_obstacle", _nothing)
 
@@ -249,6 +257,7 @@ DEFENCES = {
     "links": _links,  # that what is removed at a session's end is reached by no link
     "literal-names": _literal_names,  # that what was opened before is opened by no link
     "hosts-files": _hosts_files,  # that what is the kernel's has no other name than its own
+    "others-names": _others_names,  # that no server is asked for what is outside the view
     "links-in-rules": _links_in_rules,  # that no link stands on the way to what a rule refuses
     "caseless": _caseless,  # that nothing is allowed where names are without regard to case
     "view": _view,  # that only what a rule can name exists
