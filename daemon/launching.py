@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import sys
 
 import msgspec
 
+import safeclaw
+import safeclaw.daemon
+import safeclaw.policies
+import safeclaw.sandbox
 from safeclaw.daemon import kept
 from safeclaw.errors import WallError
 from safeclaw.policies import source
@@ -22,6 +28,18 @@ INHERITED = (
     "COLUMNS", "HOME", "LANG", "LANGUAGE", "LC_*", "LINES", "LOGNAME", "NO_COLOR", "PATH",
     "SHELL", "TERM", "COLORTERM", "TZ", "USER", "VIRTUAL_ENV",
 )  # fmt: skip
+
+
+def code() -> tuple[str, ...]:
+    """Return where this program is, and what it imports, but for what is the system's own.
+
+    SAFETY: it imports some of it late, while an agent runs, and all of it at the next start.
+    """
+    environment = (sys.prefix,) if sys.prefix != sys.base_prefix else ()
+    parts = (safeclaw.daemon.__path__, safeclaw.policies.__path__, safeclaw.sandbox.__path__)
+    system = [place for place in sys.path if not place.startswith("/usr/")]
+    found = (*environment, *safeclaw.__path__, *itertools.chain(*parts), *system)
+    return tuple(dict.fromkeys(place for place in found if place and os.path.exists(place)))
 
 
 def with_programs(context: Context, command: tuple[str, ...], typed: int) -> Context:

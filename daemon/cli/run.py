@@ -39,6 +39,7 @@ def run(words: list[str]) -> int:
         return 0
     ignored = _ignored()
     workspace = _workspace(options)
+    _import_nothing_from(workspace)
     state = client.state_directory(dict(os.environ))
     # The broker is forked before anything else is imported, and imports on its own.
     connection = client.Client.choose(options.broker, state)
@@ -69,6 +70,23 @@ def _workspace(options: Options) -> Path:
             f"the workspace {printable(str(given))} cannot be used: {problem.strerror}",
             hint="--workspace DIR names another one",
         ) from problem
+
+
+def _import_nothing_from(workspace: Path) -> None:
+    """Have nothing imported from the workspace (PYTHONPATH, python -m) that is not safeclaw's.
+
+    SAFETY: an agent could put a module there by the time that it is imported.  What is safeclaw's,
+    and no directory with the workspace in it, it may not change: see ``launching.code``.
+    """
+
+    def is_safe(place: str) -> bool:
+        real = Path(os.path.realpath(place))
+        if workspace.is_relative_to(real):
+            return False
+        own = real.is_relative_to(os.path.realpath(sys.prefix)) or (real / "safeclaw").is_dir()
+        return own or not real.is_relative_to(workspace)
+
+    sys.path[:] = [place for place in sys.path if is_safe(place)]
 
 
 def _credential() -> str:
@@ -155,7 +173,8 @@ class _Run:
         lease = self._client.lease(client.START if options.grace is None else options.grace)
         policy = lease.policy
         command = self._command()
-        files = (*self._in_force(name, *(parent.name for parent in parents)), *lease.read_only)
+        in_force = self._in_force(name, *(parent.name for parent in parents))
+        files = (*in_force, *lease.read_only, *launching.code())
 
         def compiled_for(policy: Policy) -> CompiledPolicy:
             context = source.context(

@@ -18,6 +18,7 @@ import pyseccomp
 
 from safeclaw.daemon import gate as daemon_gate
 from safeclaw.daemon import kept, launching
+from safeclaw.daemon.cli import run
 from safeclaw.daemon.cli.main import main
 from safeclaw.policies import compiled, moves
 from safeclaw.policies.model import Attempt, Decision, Verdict
@@ -226,6 +227,11 @@ def _others_names() -> None:
     _replace(pinning, "_is_unseen", look)
 
 
+def _own_code() -> None:
+    _replace(launching, "code", tuple)
+    _replace(run, "_import_nothing_from", _nothing)
+
+
 def _links_in_rules() -> None:
     _replace(moves.Moves, "link_obstacle", _nothing)
 
@@ -258,6 +264,7 @@ DEFENCES = {
     "literal-names": _literal_names,  # that what was opened before is opened by no link
     "hosts-files": _hosts_files,  # that what is the kernel's has no other name than its own
     "others-names": _others_names,  # that no server is asked for what is outside the view
+    "own-code": _own_code,  # that what safeclaw imports is not written, nor lies in the workspace
     "links-in-rules": _links_in_rules,  # that no link stands on the way to what a rule refuses
     "caseless": _caseless,  # that nothing is allowed where names are without regard to case
     "view": _view,  # that only what a rule can name exists
