@@ -49,20 +49,18 @@ def with_programs(context: Context, command: tuple[str, ...], typed: int) -> Con
     ``typed`` is how many words the person gave: more in ``command`` are safeclaw's own.
     """
     # SAFETY: only a script that safeclaw itself put behind its interpreter, never an argument.
-    # And not where a link in the workspace leads: an earlier session may have made it.
-    started = (
-        command[0],
-        *(
-            script
-            for script in command[1 : 1 + len(command) - typed]
-            if within(os.path.realpath(script), context.workspace)
-            or not any(within(link, context.workspace) for link in source.links(script))
-        ),
-    )
-    named = [path for program in context.programs for path in (program.found, program.canonical)]
-    files = {os.path.realpath(path) for path in (*started, *named) if os.path.isfile(path)}
+    found = [*command[1 : 1 + len(command) - typed], *(one.found for one in context.programs)]
+    # SAFETY: not where a link in the workspace leads: an earlier session may have made it.
+    followed = [path for path in found if not _leads_out(path, context.workspace)]
+    files = {os.path.realpath(path) for path in (command[0], *followed) if os.path.isfile(path)}
     more = sorted(path for path in files if not path.startswith("/usr/"))
     return msgspec.structs.replace(context, interpreter=(*context.interpreter, *more))
+
+
+def _leads_out(path: str, workspace: str) -> bool:
+    """Whether a path leads out of the workspace by a link that is in it."""
+    inside = within(os.path.realpath(path), workspace)
+    return not inside and any(within(link, workspace) for link in source.links(path))
 
 
 def with_caseless(context: Context, policy: Policy, look: Look) -> Context:

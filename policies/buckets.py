@@ -6,7 +6,7 @@ match is found in time that does not depend on how many rules there are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from safeclaw.policies import network
 from safeclaw.policies.command import Arguments, CommandGlob, command_globs
@@ -124,10 +124,14 @@ class Bucket:
         return _lower(self._always_refusing, None if found is None else found[0])
 
     def program(
-        self, target: ProgramTarget, aliases: tuple[str, ...], writable: Callable[[str], bool]
+        self,
+        target: ProgramTarget,
+        aliases: Sequence[str],
+        trusted: Sequence[str],
+        writable: Callable[[str], bool],
     ) -> int | None:
-        """Return the first rule for a program."""
-        return self._programs.first(target, aliases, writable, self.always)
+        """Return the first rule for a program; ``trusted`` aliases are enough to allow."""
+        return self._programs.first(target, aliases, trusted, writable, self.always)
 
     def address(self, target: AddressTarget, address: Address) -> int | None:
         """Return the first rule for an address; ``address`` is the target's, parsed."""
@@ -168,7 +172,8 @@ class _Programs:
     def first(
         self,
         target: ProgramTarget,
-        aliases: tuple[str, ...],
+        aliases: Sequence[str],
+        trusted_aliases: Sequence[str],
         writable: Callable[[str], bool],
         best: int | None,
     ) -> int | None:
@@ -184,7 +189,7 @@ class _Programs:
         # argv[0] is the agent's word: enough to refuse, never enough to allow.
         # A program that lies where a name of the policy leads may go by that
         # name if it is called so (one binary can be many programs).
-        trusted = {own, *(name for name in aliases if name == called)}
+        trusted = {own, *(name for name in trusted_aliases if name == called)}
         for name in dict.fromkeys((own, called, *aliases)):
             for at, denies, pattern in self._named.get(name, ()):
                 if best is not None and at >= best:

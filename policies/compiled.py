@@ -56,11 +56,12 @@ _KERNEL = (
 
 
 class Program(msgspec.Struct, frozen=True):
-    """Where a bare name of the policy is found, and the canonical path it leads to."""
+    """Where a bare name of the policy is found, the canonical path, and the links on the way."""
 
     name: str
     found: str
     canonical: str
+    links: tuple[str, ...] = ()
 
 
 class Context(msgspec.Struct, frozen=True):
@@ -100,10 +101,10 @@ class CompiledPolicy:
         self._buckets = Buckets(
             self.rules, context.workspace, context.home, context.addresses, leads
         )
-        self._aliases: dict[str, tuple[str, ...]] = {}
+        self._aliases: dict[str, tuple[Program, ...]] = {}
         for program in context.programs:
             known = self._aliases.get(program.canonical, ())
-            self._aliases[program.canonical] = (*known, program.name)
+            self._aliases[program.canonical] = (*known, program)
         self._moves = Moves(
             self.rules,
             (*context.protected, *context.read_only),
@@ -390,7 +391,10 @@ class CompiledPolicy:
 
     def _program(self, bucket: Bucket, target: ProgramTarget) -> int | None:
         aliases = self._aliases.get(target.program, ())
-        return bucket.program(target, aliases, self.writable)
+        # SAFETY: not where the agent could have made the link, in an earlier session or before a
+        # reload: any program would go by the name.
+        trusted = [one.name for one in aliases if not any(map(self.writable, one.links))]
+        return bucket.program(target, [one.name for one in aliases], trusted, self.writable)
 
     def _judge_address(self, action: str, target: AddressTarget) -> tuple[Verdict, int | None]:
         address = network.address(target.address)

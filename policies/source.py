@@ -174,7 +174,7 @@ def context(
         read_only=tuple(dict.fromkeys((*_places(read_only), *turned))),
         interpreter=tuple(dict.fromkeys((*interpreter_prefixes(), *interpreter))),
         programs=tuple(
-            Program(name, found, os.path.realpath(found))
+            Program(name, found, os.path.realpath(found), tuple(links(found)))
             for name, found in sorted(programs.items())
         ),
         addresses=_addresses(policy) if resolve else (),

@@ -35,3 +35,30 @@ def test_a_script_that_is_a_link_is_read_in_the_workspace_only(
     path = f"{person.workspace}/bin:/usr/bin:/bin"
     done = person.safeclaw(*run, "main.py", PATH=path)
     assert done.stdout == ("words\n" if where == "inside" else ""), done.stderr
+
+
+NAMED = """\
+version: "1.0"
+rules:
+  - {action: [file.read, file.write], path: "**", effect: allow}
+  - {action: shell.execute, command: ["git *", "ln *", "mkdir *"], effect: allow}
+"""
+
+
+@pytest.mark.parametrize("who", ["agent", "person"])
+def test_no_other_program_goes_by_the_name_of_an_allowed_one(person: Person, who: str) -> None:
+    policy = person.base / "named.yaml"
+    policy.write_text(NAMED)
+    ours = person.base / "bin"  # where the agent makes no links
+    place = person.workspace / "bin" if who == "agent" else ours
+    ours.mkdir()
+    (ours / "git").symlink_to("/usr/bin/git")
+    person.own()
+    path = f"{place}:/usr/bin:/bin"
+    run = ("run", "--policy", str(policy), *options_here(), "--", "/bin/bash", "-c")
+    if who == "agent":
+        made = person.safeclaw(*run, "mkdir bin; ln -s /usr/bin/env bin/git")
+        assert made.returncode == 0, made.stderr
+    program = "/usr/bin/env" if who == "agent" else "/usr/bin/git"
+    done = person.safeclaw(*run, f"exec -a git {program} --version", PATH=path)
+    assert ("version" in done.stdout) is (who == "person"), done.stderr
