@@ -16,20 +16,21 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 from safeclaw.errors import WallError
 from safeclaw.sandbox import linux
 
 
 @contextlib.contextmanager
-def held() -> Generator[None]:
+def held() -> Generator[Callable[[], None]]:
     """Hold this process's group from before anything of the agent runs until nothing does.
 
-    Raises WallError.
+    What is given is to be called before the agent runs, while there is else to do meanwhile; it
+    raises WallError where the group is not held.
     """
     if _has_terminal():
-        yield
+        yield lambda: None
         return
     said, say = os.pipe()
     ended, ending = os.pipe()
@@ -44,11 +45,14 @@ def held() -> Generator[None]:
         os._exit(1)
     os.close(say)
     os.close(ended)
-    try:
+
+    def require() -> None:
         with open(said, "rb") as source:
             if not source.read():
                 raise _cannot_be("it has ended")
-        yield
+
+    try:
+        yield require
     finally:
         os.close(ending)  # not waited for: a start that failed may have left who has it, too
 

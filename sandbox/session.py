@@ -17,6 +17,7 @@ import socket
 import struct
 import sys
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -135,10 +136,11 @@ def resolve_command(command: tuple[str, ...], path: str, cwd: str) -> tuple[str,
     raise CommandError(f"{name}: not found on PATH", status=127, hint="give its path")
 
 
-def launch(spec: LaunchSpec, gate: Gate, look: Look) -> Session:
+def launch(spec: LaunchSpec, gate: Gate, look: Look, ready: Callable[[], None]) -> Session:
     """Start the agent; every attempt it makes goes through ``gate``.
 
-    ``look`` goes on to see what is mounted.
+    ``look`` goes on to see what is mounted; ``ready`` is called before the agent runs, and raises
+    where it is not to.
 
     Raises WallError when a layer cannot be put up, CommandError when the first
     exec fails.
@@ -163,7 +165,7 @@ def launch(spec: LaunchSpec, gate: Gate, look: Look) -> Session:
             cgroup=held.group,
             signals=tuple(int(one) for one in signal.pthread_sigmask(signal.SIG_BLOCK, ())),
         )
-        return _launch(spec, gate, look, abi, held, own)
+        return _launch(spec, gate, look, abi, held, own, ready)
     except BaseException:
         held.discard()
         if own is not None:
@@ -172,7 +174,13 @@ def launch(spec: LaunchSpec, gate: Gate, look: Look) -> Session:
 
 
 def _launch(
-    spec: LaunchSpec, gate: Gate, look: Look, abi: int, held: limits.Limits, own: Own | None
+    spec: LaunchSpec,
+    gate: Gate,
+    look: Look,
+    abi: int,
+    held: limits.Limits,
+    own: Own | None,
+    ready: Callable[[], None],
 ) -> Session:
     confined = own is not None
     assert spec.filters is not None
@@ -269,6 +277,7 @@ def _launch(
         ).start()
         # before the agent runs, which may take every thread that the person may have
         held.watch(gate, session.kill)
+        ready()
     except BaseException as problem:
         session.kill()
         if isinstance(problem, RuntimeError):

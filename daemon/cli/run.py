@@ -242,8 +242,8 @@ class _Run:
                     f"safeclaw: {printable(place)}, which the policy lets the agent write, is not "
                     "there, and cannot be made in the walls; make it, and start again"
                 )
-            holding.enter_context(group.held())
-            session = launch(spec, gate, look)
+            group_held = holding.enter_context(group.held())
+            session = launch(spec, gate, look, group_held)
             gc.freeze()  # what is there stays: no collection needs to look at it again
             gc.enable()
             with self._kill_lock:
