@@ -41,6 +41,9 @@ from safeclaw.sandbox import (
     syscalls,
 )
 
+#: linux/fs.h
+_FIDEDUPERANGE = 0xC0189436
+
 
 def _replace(owner: object, name: str, value: object) -> None:
     getattr(owner, name)  # a piece that was renamed must not go unnoticed
@@ -131,7 +134,8 @@ def _refusals() -> None:
 
 def _ioctls() -> None:
     _refusals()
-    _replace(syscalls, "_IOCTL_TYPES", tuple(range(256)))
+    requests = syscalls._IOCTLS  # pyright: ignore[reportPrivateUsage]
+    _replace(syscalls, "_IOCTLS", (*requests, *syscalls.FILE_IOCTLS, _FIDEDUPERANGE))
 
 
 def _exec_stop() -> None:
