@@ -152,11 +152,12 @@ _GROUPS = ((0, (35, 39, 41, 42, 46, 48)), (41, (20, 27, 42, 46, 48)))
 
 #: Requests of ioctl(2) by type: terminals and what asks about any descriptor (T), sockets.
 _IOCTLS_T, _IOCTLS_SOCKET = 0x5400, 0x8900
-#: And by number: FIBMAP, FIGETBSZ, RNDGETENTCNT; FICLONE, FICLONERANGE, FIDEDUPERANGE, which want
-#: a descriptor for writing or change nothing; FIEMAP, and what asks for a file's flags, version,
-#: project, verity, file system's name and UUID.
+#: And by number: FIBMAP, FIGETBSZ, RNDGETENTCNT; FICLONE, FICLONERANGE, which want a descriptor for
+#: writing and one for reading; FIEMAP, and what asks for a file's flags, version, project, verity,
+#: file system's name and UUID.  Not FIDEDUPERANGE: of a file that may only be written it tells
+#: whether it holds what another does.
 _IOCTLS = (
-    *(0x1, 0x2, 0x80045200, 0x40049409, 0x4020940D, 0xC0189436, 0xC020660B),
+    *(0x1, 0x2, 0x80045200, 0x40049409, 0x4020940D, 0xC020660B),
     *(0x80086601, 0x80087601, 0x80086603, 0x801C581F, 0xC0046686, 0x81009431, 0x80111500),
 )
 

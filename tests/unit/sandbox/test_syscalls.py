@@ -265,6 +265,8 @@ def test_dangerous_arguments_are_refused_and_the_same_calls_are_not(arch: str) -
     # a lease, what Linux 6.19 adds for directories, and what is not there yet
     for command in (1024, 1039, 1040, 4096, 1040 | 1 << 32):
         assert answer(arch, "fcntl", (0, command)) == ERRNO | errno.EINVAL, command
+    # FIDEDUPERANGE
+    assert answer(arch, "ioctl", (0, 0xC0189436)) == ERRNO | errno.ENOSYS
     for call, arguments in (
         ("ioctl", (0, 0x5401)),
         ("prctl", (15,)),
