@@ -47,8 +47,8 @@ def held() -> Generator[Callable[[], None]]:
     os.close(ended)
 
     def require() -> None:
-        with open(said, "rb") as source:
-            if not source.read():
+        with open(said, "rb", buffering=0) as source:
+            if not source.read(1):
                 raise _cannot_be("it has ended")
 
     try:
