@@ -38,6 +38,9 @@ def suggest_line(attempt: Attempt, workspace: str | None = None) -> str:
     """
     action = attempt.action
     match attempt.target:
+        case FileTarget(path) if action == "shell.execute":
+            # a program that is not there, or not in the view: its words were not read
+            condition = f"command: {quoted(shell_word(_relative(path, workspace)) + ' *')}"
         case FileTarget(path, to):
             if to is not None:
                 # Both ends, and what is moved must be readable too.

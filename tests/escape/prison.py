@@ -239,7 +239,7 @@ class Prison:
         with contextlib.suppress(PermissionError), open(f"/proc/{pid}/maps") as maps:
             start = maps.readline().partition("-")[0]  # a supervisor's are root's alone to read
         (area / "pid").write_text(f"{pid} {start}")
-        descriptor = os.pidfd_open(agent)
+        descriptor = os.pidfd_open(pid)
         stack.callback(os.close, descriptor)
 
         def look() -> list[str]:

@@ -1,5 +1,6 @@
 /* Reach into another session of the same user: its agent, or what supervises it. */
 #include "attack.h"
+#include <poll.h>
 #include <sys/ptrace.h>
 #include <sys/uio.h>
 static const char *name;
@@ -13,9 +14,9 @@ int main(int argc, char **argv) {
     name = argv[4];
     if (!file || fscanf(file, "%d %lx", &pid, &start) != 2) return 1;
     if (is("kill")) {
-        kill(pid, SIGKILL);
-        pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
-        syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, 0, 0);
+        struct pollfd end = {(int)syscall(SYS_pidfd_open, pid, 0), POLLIN, 0};
+        if (!kill(pid, SIGKILL) || !syscall(SYS_pidfd_send_signal, end.fd, SIGKILL, 0, 0))
+            poll(&end, 1, -1); /* it ends when it comes to its turn */
     }
     if (is("trace")) {
         won(!ptrace(PTRACE_SEIZE, pid, 0, 0) || !ptrace(PTRACE_ATTACH, pid, 0, 0));

@@ -55,6 +55,14 @@ def test_the_suggested_line_allows_the_attempt(attempt: Attempt) -> None:
     assert allows(attempt)
 
 
+@pytest.mark.parametrize("path", ["/opt/x/tool", "/ws/run", "/ws/my tool", "/opt/a*b"])
+def test_the_suggested_line_for_a_program_that_is_not_there_allows_it_once_it_is(path: str) -> None:
+    line = suggest_line(Attempt("shell.execute", FileTarget(path)), "/ws")
+    for words in ((path,), (path, "--an", "argument")):
+        attempt = Attempt("shell.execute", ProgramTarget(path, words))
+        assert compiled_from(line).evaluate(attempt).decision is Decision.ALLOW
+
+
 def test_the_suggested_line_for_a_rename_names_both_ends() -> None:
     attempt = Attempt("file.write.rename", FileTarget("/ws/a", "/ws/b"))
     assert allows(attempt)
