@@ -43,9 +43,9 @@ _TIME = re.compile(
     r"(?<!\d)20\d\d[-_.]?[01]\d[-_.]?[0-3]\d[-_.T ]?[0-2]\d[-_.:]?[0-5]\d[-_.:]?[0-5]\d"
     r"([-_.]?\d{3,9})?(?!\d)"
 )
-#: What sed(1), compilers and mktemp(1) call theirs, whatever the letters look like.
+#: What sed(1), compilers, git(1), mktemp(1) and Python call theirs, whatever the letters look like.
 _TEMPLATE = re.compile(
-    r"(?=(?:sed|cc)\w{6}\b|tmp\.\w{10}\b)(sed|cc|tmp\.)([A-Za-z0-9]+)((?:\..*)?)"
+    r"((?:sed|cc|tmp_[a-z]+_)(?=\w{6}\b)|tmp\.(?=\w{10}\b)|tmp(?=[a-z0-9_]{8}\b))(\w+)((?:\..*)?)"
 )
 _RUNS_TEXT = ("-c", "-e", "-E", "--eval", "-m", "-jar")
 
@@ -190,19 +190,24 @@ def _without_randomness(name: str) -> str | None:
     if template is not None:
         begin, chosen, end = template.groups()
         return f"{begin}{'?' * len(chosen)}{glob_text(end)}"
-    stem, dot, ending = name.partition(".") if not name.startswith(".") else (name, "", "")
     number = re.search(r"\d{3,}$", name)
-    if number is not None:
+    if number is not None and not _drawn_with(name[: number.start()], len(number[0])):
         return f"{glob_text(name[: number.start()])}*"
-    if re.fullmatch(r"tmp[a-z0-9_]{8}", stem):
-        cut = 8
-    elif len(stem) >= 6 and re.search(r"[A-Z]", stem[-6:]) and re.search(r"[a-z0-9]", stem[-6:]):
-        cut = 6
-    elif len(stem) >= 8 and re.search(r"[0-9]", stem[-8:]):
-        cut = 8
-    else:
-        return None
-    return f"{glob_text(stem[:-cut])}{'?' * cut}{glob_text(dot + ending)}"
+    stem = name if name.startswith(".") else name.partition(".")[0]
+    for begin in (name, stem):
+        if re.search(r"(?=.*[A-Z])(?=.*[a-z0-9])[A-Za-z0-9]{6}$", begin[-6:]):
+            return f"{glob_text(begin[:-6])}??????{glob_text(name[len(begin) :])}"
+    if re.search(r"(?=.*\d)[a-z0-9_]{8}$", stem[-8:]):
+        return f"{glob_text(stem[:-8])}????????{glob_text(name[len(stem) :])}"
+    return None
+
+
+def _drawn_with(before: str, digits: int) -> bool:
+    """Whether the last letters of ``before`` were drawn together with the digits after them."""
+    six, eight = before[-(6 - digits) :], before[-(8 - digits) :]
+    return (digits < 6 and six != six.lower() and six != six.upper()) or (
+        digits < 8 and re.fullmatch(r"[a-z_]*\d[a-z0-9_]*", eight) is not None
+    )
 
 
 def command_patterns(

@@ -195,10 +195,31 @@ def test_a_time_in_a_name_stands_for_the_next_one() -> None:
         ("tmpabcdefgh", "tmp????????"),
         ("x.cpython-311.pyc.139822123", "x.cpython-311.pyc.*"),
         ("tmpq8_ab2cd.json", "tmp????????.json"),
+        # random letters that end in digits, and numbers
+        ("tmpppejp123", "tmp????????"),
+        ("tmp12345678", "tmp????????"),
+        ("tmp_obj_PaW123", "tmp_obj_??????"),
+        ("tmp_pack_abc123", "tmp_pack_??????"),
+        ("own-PaW123", "own-??????"),
+        ("own.PaWlPX", "own.??????"),
+        (".own.c.PaW123", ".own.c.??????"),
+        ("own-PaWlPX.c", "own-??????.c"),
+        ("own-a1b_cdef.tar.gz", "own-????????.tar.gz"),
+        ("own-a1b_c678", "own-????????"),
+        ("own-12345678", "own-*"),
+        ("output123", "output*"),
+        ("OUTPUT_1234", "OUTPUT_*"),
     ],
 )
 def test_only_the_random_part_of_a_name_is_open(name: str, glob: str) -> None:
     assert temporary_names([f"/ws/{name}"], [f"/ws/{name}"]) == {f"/ws/{name}": glob}
+
+
+@given(st.text("abcdefghijklmnopqrstuvwxyz0123456789_", min_size=8, max_size=8))
+def test_every_name_that_pythons_tempfile_makes_up_stands_for_the_next_one(drawn: str) -> None:
+    assert temporary_names([f"/ws/tmp{drawn}"], [f"/ws/tmp{drawn}"]) == {
+        f"/ws/tmp{drawn}": "tmp????????"
+    }
 
 
 @pytest.mark.parametrize("name", ["index.lock", "HEAD.lock", "build", "maintenance.lock", "out"])
