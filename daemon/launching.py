@@ -16,7 +16,8 @@ from safeclaw.daemon import kept
 from safeclaw.errors import WallError
 from safeclaw.policies import source
 from safeclaw.policies.buckets import covers
-from safeclaw.policies.compiled import CompiledPolicy, Context
+from safeclaw.policies.compiled import CompiledPolicy
+from safeclaw.policies.context import Context
 from safeclaw.policies.document import Effect, Policy
 from safeclaw.policies.glob import path_globs
 from safeclaw.policies.model import printable

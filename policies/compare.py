@@ -21,7 +21,8 @@ import msgspec
 
 from safeclaw.policies import cover, render
 from safeclaw.policies.buckets import covers
-from safeclaw.policies.compiled import Context, compile_policy
+from safeclaw.policies.compiled import compile_policy
+from safeclaw.policies.context import Context
 from safeclaw.policies.cover import Atom, Command, Place
 from safeclaw.policies.document import Assurance, Effect, Environment, Mode, Policy, Rule
 from safeclaw.policies.moves import REACHES

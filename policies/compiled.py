@@ -5,7 +5,7 @@ canonical is denied.  Then the first rule that matches decides; none is a deny.
 The runtime preset stands before a final catch-all, else at the end.
 
 Nothing here looks at the world: what the verdict needs to know about it is in
-the :class:`Context`, collected beforehand (``source.context``).
+the :class:`~safeclaw.policies.context.Context`, collected beforehand (``source.context``).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import msgspec
 
 from safeclaw.policies import network, reach
 from safeclaw.policies.buckets import Bucket, Buckets
+from safeclaw.policies.context import Context, Program
 from safeclaw.policies.document import Effect, Policy, Rule, Runtime
 from safeclaw.policies.index import Prefixes, lies_in
 from safeclaw.policies.model import (
@@ -53,38 +54,6 @@ _KERNEL = (
     "/sys", "/proc/sys", "/proc/sysrq-trigger", "/proc/acpi", "/proc/bus", "/proc/fs",
     "/proc/irq", "/proc/scsi",
 )  # fmt: skip
-
-
-class Program(msgspec.Struct, frozen=True):
-    """Where a bare name of the policy is found, the canonical path, and the links on the way."""
-
-    name: str
-    found: str
-    canonical: str
-    links: tuple[str, ...] = ()
-
-
-class Context(msgspec.Struct, frozen=True):
-    """What a policy has to know about the session.  All paths are canonical.
-
-    ``protected`` prefixes are out of reach; ``read_only`` ones (the policy files
-    in force, and the links by which refusing rules name something) may be read where a rule
-    allows it, but never changed.
-    ``interpreter`` are prefixes that the runtime may read.  ``programs`` says
-    where bare names lead; ``addresses`` what host names resolve to; ``leads``
-    where the literal beginnings of refusing rules lead that have a link on the way;
-    ``caseless`` are places where names are without regard to case, so that no rule can hold.
-    """
-
-    workspace: str
-    home: str
-    protected: tuple[str, ...] = ()
-    read_only: tuple[str, ...] = ()
-    interpreter: tuple[str, ...] = ()
-    programs: tuple[Program, ...] = ()
-    addresses: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    leads: tuple[tuple[str, str], ...] = ()
-    caseless: tuple[str, ...] = ()
 
 
 class CompiledPolicy:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from safeclaw.errors import PolicyError
 from safeclaw.policies import command
-from safeclaw.policies.compiled import Context, Program
+from safeclaw.policies.context import Context, Program
 from safeclaw.policies.document import MAX_BYTES, RUNTIME_NAME, Effect, Parent, Policy, Rule
 from safeclaw.policies.glob import PathGlob, path_globs
 from safeclaw.policies.reach import names_to_resolve

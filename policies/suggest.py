@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from safeclaw.policies.compiled import CompiledPolicy, Context, compile_policy
+from safeclaw.policies.compiled import CompiledPolicy, compile_policy
+from safeclaw.policies.context import Context
 from safeclaw.policies.document import Policy
 from safeclaw.policies.explain import glob_text, quoted, shell_word, suggest_line
 from safeclaw.policies.generalise import (

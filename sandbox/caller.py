@@ -165,6 +165,17 @@ class Caller:
         self.trusted_until = now + _TRUST_NS
         return True
 
+    def duplicate(self, number: int) -> int:
+        """Return a duplicate of one of its descriptors, which are its thread group's; EBADF, ESRCH.
+
+        A thread that has a table of its own (clone(2)) is answered with its leader's.
+        """
+        pidfd = os.pidfd_open(self.tgid)
+        try:
+            return linux.pidfd_getfd(pidfd, number)
+        finally:
+            os.close(pidfd)
+
     def terminal(self) -> tuple[int, int]:
         """Return the session the task is in now, and its terminal's device; 0 for none."""
         with open(f"/proc/{self.pid}/stat", "rb") as source:

@@ -17,7 +17,7 @@ import tempfile
 import msgspec
 
 from safeclaw.sandbox import clearing, tree
-from safeclaw.sandbox.resolve import is_device, is_proc
+from safeclaw.sandbox.kernels import is_device, is_proc
 
 #: Directories that full isolation gives each session anew.
 PRIVATE = ("/tmp", "/var/tmp", "/dev/shm")

@@ -34,11 +34,7 @@ def _watch(note: Notification) -> int:
     """inotify_add_watch(2), on a duplicate of the caller's descriptor."""
     number, mask = note.int_arg(0), note.args[2] & 0xFFFFFFFF
     path = path_argument(note, 1)
-    pidfd = os.pidfd_open(note.caller.tgid)
-    try:
-        watches = linux.pidfd_getfd(pidfd, number)
-    finally:
-        os.close(pidfd)
+    watches = note.caller.duplicate(number)
     try:
         follow = not mask & _IN_DONT_FOLLOW
         with pin(note, "file.read", linux.AT_FDCWD, path, follow=follow) as pinned:

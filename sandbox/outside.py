@@ -67,7 +67,7 @@ def cookie(sock: socket.socket) -> bytes:
 
 def duplicate(note: Notification, number: int) -> socket.socket:
     """Return the supervisor's own duplicate of one of the caller's sockets."""
-    fd = _getfd(note, number)
+    fd = note.caller.duplicate(number)
     try:
         return _of(fd)
     except BaseException:
@@ -105,14 +105,6 @@ def option(fd: int, level: int, name: int, size: int) -> bytes:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
     return value.raw[: length.value]
-
-
-def _getfd(note: Notification, number: int) -> int:
-    pidfd = os.pidfd_open(note.caller.tgid)
-    try:
-        return linux.pidfd_getfd(pidfd, number)
-    finally:
-        os.close(pidfd)
 
 
 def like(old: socket.socket) -> socket.socket:
@@ -200,7 +192,7 @@ def _watch(
     An instance knows a file by the number it had where it was added, so this is done in a
     thread with a descriptor table of its own, in which ``new`` has that number.
     """
-    epoll = _getfd(note, watcher)
+    epoll = note.caller.duplicate(watcher)
     fd = new.fileno()
 
     def add() -> None:

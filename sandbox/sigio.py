@@ -18,7 +18,6 @@ import struct
 import termios
 from collections.abc import Generator
 
-from safeclaw.sandbox import linux
 from safeclaw.sandbox.caller import read_exact
 from safeclaw.sandbox.mediator import Handler, Notification
 from safeclaw.sandbox.resolve import error
@@ -29,11 +28,7 @@ _INT = struct.Struct("=i")
 @contextlib.contextmanager
 def _own(note: Notification) -> Generator[int]:
     """Have a duplicate of the caller's descriptor: it is one open file, so what is set is set."""
-    pidfd = os.pidfd_open(note.caller.tgid)
-    try:
-        fd = linux.pidfd_getfd(pidfd, note.int_arg(0))
-    finally:
-        os.close(pidfd)
+    fd = note.caller.duplicate(note.int_arg(0))
     try:
         yield fd
     finally:

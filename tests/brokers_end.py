@@ -11,7 +11,8 @@ from safeclaw.daemon import protocol
 from safeclaw.daemon.channel import Channel
 from safeclaw.daemon.gate import Adoption, Gate
 from safeclaw.daemon.line import Reconnect
-from safeclaw.policies.compiled import CompiledPolicy, Context, compile_policy
+from safeclaw.policies.compiled import CompiledPolicy, compile_policy
+from safeclaw.policies.context import Context
 from safeclaw.policies.loader import load
 from safeclaw.policies.model import Attempt, Decision, FileTarget, Verdict
 

@@ -16,7 +16,8 @@ from safeclaw.daemon.cli.lazy import LazyGroup
 from safeclaw.errors import PolicyError, UsageError
 from safeclaw.policies import explain as words
 from safeclaw.policies import render, source
-from safeclaw.policies.compiled import Context, compile_policy
+from safeclaw.policies.compiled import compile_policy
+from safeclaw.policies.context import Context
 from safeclaw.policies.glob import GlobError
 from safeclaw.policies.loader import check_action, load
 from safeclaw.policies.model import Attempt, ProgramTarget

@@ -17,7 +17,7 @@ from safeclaw.daemon.journal.record import Record, RecordType
 from safeclaw.daemon.pseudonyms import is_sealed
 from safeclaw.errors import CommandError, JournalError, UsageError
 from safeclaw.policies import source
-from safeclaw.policies.compiled import Context
+from safeclaw.policies.context import Context
 from safeclaw.policies.document import Policy
 from safeclaw.policies.generalise import Place
 from safeclaw.policies.model import Attempt

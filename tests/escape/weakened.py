@@ -219,7 +219,7 @@ def _hosts_files() -> None:
     def no(*_: object) -> bool:
         return False
 
-    _replace(resolve, "_is_hosts", no)
+    _replace(resolve, "is_hosts", no)
     for name in ("is_proc", "is_device"):
         _replace(confine, name, no)
 

@@ -18,7 +18,8 @@ from safeclaw.daemon.client import Client
 from safeclaw.daemon.gate import Gate
 from safeclaw.daemon.journal.reader import read
 from safeclaw.daemon.journal.record import Record, RecordType
-from safeclaw.policies.compiled import Context, compile_policy
+from safeclaw.policies.compiled import compile_policy
+from safeclaw.policies.context import Context
 from safeclaw.policies.model import Attempt, Decision, FileTarget, Verdict
 
 POLICY = b"""

@@ -11,7 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from safeclaw.daemon.display import denial_line
-from safeclaw.policies.compiled import Context, compile_policy
+from safeclaw.policies.compiled import compile_policy
+from safeclaw.policies.context import Context
 from safeclaw.policies.loader import load
 from safeclaw.policies.model import (
     Attempt,

@@ -12,7 +12,8 @@ from safeclaw.daemon import protocol
 from safeclaw.daemon.gate import Gate
 from safeclaw.daemon.line import Line
 from safeclaw.errors import BrokerError
-from safeclaw.policies.compiled import CompiledPolicy, Context, compile_policy
+from safeclaw.policies.compiled import CompiledPolicy, compile_policy
+from safeclaw.policies.context import Context
 from safeclaw.policies.document import Policy
 from safeclaw.policies.loader import load
 from safeclaw.policies.model import Attempt, Decision, FileTarget, Verdict

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from safeclaw.daemon import protocol
-from safeclaw.policies.compiled import CompiledPolicy, Context, compile_policy
+from safeclaw.policies.compiled import CompiledPolicy, compile_policy
+from safeclaw.policies.context import Context
 from safeclaw.policies.document import Policy
 from safeclaw.policies.loader import load
 from safeclaw.policies.model import Decision

@@ -14,7 +14,8 @@ import pytest
 from safeclaw.daemon import protocol
 from safeclaw.daemon.channel import Channel
 from safeclaw.daemon.line import Line
-from safeclaw.policies.compiled import CompiledPolicy, Context, compile_policy
+from safeclaw.policies.compiled import CompiledPolicy, compile_policy
+from safeclaw.policies.context import Context
 from safeclaw.policies.document import Policy
 from safeclaw.policies.loader import load
 from safeclaw.policies.model import Decision, Verdict

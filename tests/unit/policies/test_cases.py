@@ -11,7 +11,8 @@ import pytest
 from safeclaw.daemon.cli.main import main
 from safeclaw.errors import PolicyError
 from safeclaw.policies.cases import load_cases
-from safeclaw.policies.compiled import Context, compile_policy
+from safeclaw.policies.compiled import compile_policy
+from safeclaw.policies.context import Context
 from safeclaw.policies.loader import load
 from safeclaw.policies.source import PRESETS, load_file, preset_names
 

@@ -7,7 +7,8 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from safeclaw.policies.compare import compare
-from safeclaw.policies.compiled import CompiledPolicy, Context, Program, compile_policy
+from safeclaw.policies.compiled import CompiledPolicy, compile_policy
+from safeclaw.policies.context import Context, Program
 from safeclaw.policies.document import Effect, Policy, PortRange, Rule
 from safeclaw.policies.loader import load
 from safeclaw.policies.model import (

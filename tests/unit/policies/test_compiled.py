@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safeclaw.policies.compiled import CompiledPolicy, Context, Program, compile_policy
+from safeclaw.policies.compiled import CompiledPolicy, compile_policy
+from safeclaw.policies.context import Context, Program
 from safeclaw.policies.document import Effect, Policy, Rule
 from safeclaw.policies.glob import path_globs
 from safeclaw.policies.loader import load

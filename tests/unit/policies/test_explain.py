@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safeclaw.errors import UsageError
-from safeclaw.policies.compiled import CompiledPolicy, Context, compile_policy
+from safeclaw.policies.compiled import CompiledPolicy, compile_policy
+from safeclaw.policies.context import Context
 from safeclaw.policies.explain import explain, parse_target, suggest_line
 from safeclaw.policies.loader import load
 from safeclaw.policies.model import (

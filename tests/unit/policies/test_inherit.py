@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from safeclaw.errors import PolicyError
-from safeclaw.policies.compiled import CompiledPolicy, Context, compile_policy
+from safeclaw.policies.compiled import CompiledPolicy, compile_policy
+from safeclaw.policies.context import Context
 from safeclaw.policies.document import Assurance, Mode, Policy, Runtime
 from safeclaw.policies.inherit import MAX_DEPTH
 from safeclaw.policies.loader import load

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from safeclaw.policies import source
-from safeclaw.policies.compiled import CompiledPolicy, Context, compile_policy
+from safeclaw.policies.compiled import CompiledPolicy, compile_policy
+from safeclaw.policies.context import Context
 from safeclaw.policies.loader import load
 from safeclaw.policies.model import AddressTarget, Attempt, NameTarget, SocketTarget
 from safeclaw.policies.source import find, load_file

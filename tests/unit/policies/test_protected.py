@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import pytest
 
-from safeclaw.policies.compiled import PROTECTED, CompiledPolicy, Context, compile_policy
+from safeclaw.policies.compiled import PROTECTED, CompiledPolicy, compile_policy
+from safeclaw.policies.context import Context
 from safeclaw.policies.loader import load
 from safeclaw.policies.model import Attempt, Decision, FileTarget, ProgramTarget, SocketTarget
 

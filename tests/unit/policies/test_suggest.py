@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safeclaw.policies.compiled import CompiledPolicy, Context, Program, compile_policy
+from safeclaw.policies.compiled import CompiledPolicy, compile_policy
+from safeclaw.policies.context import Context, Program
 from safeclaw.policies.document import Policy
 from safeclaw.policies.explain import remedy, suggest_line
 from safeclaw.policies.generalise import (

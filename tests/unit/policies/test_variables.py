@@ -7,7 +7,8 @@ import pytest
 from safeclaw.errors import PolicyError
 from safeclaw.policies.cases import load_cases
 from safeclaw.policies.compare import compare
-from safeclaw.policies.compiled import CompiledPolicy, Context, compile_policy
+from safeclaw.policies.compiled import CompiledPolicy, compile_policy
+from safeclaw.policies.context import Context
 from safeclaw.policies.document import Environment, Policy
 from safeclaw.policies.explain import explain
 from safeclaw.policies.inherit import Draft, merge

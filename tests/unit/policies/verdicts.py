@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from safeclaw.policies.compiled import CompiledPolicy, Context, compile_policy
+from safeclaw.policies.compiled import CompiledPolicy, compile_policy
+from safeclaw.policies.context import Context
 from safeclaw.policies.loader import load
 from safeclaw.policies.model import AddressTarget, Attempt, FileTarget, ProgramTarget
 
