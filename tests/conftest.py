@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 from hypothesis import settings
@@ -12,6 +13,12 @@ pytest_plugins = ["tests.escape.summary"]
 # A test does not assert a time: a busy machine would fail it.
 settings.register_profile("safeclaw", deadline=None)
 settings.load_profile("safeclaw")
+
+# Nor does what the tests were started with decide: nohup(1), or a shell's "&", has signals ignored,
+# which every program here would ignore as well.  Those that Python itself ignores stay.
+for _number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.SIG_DFL)
 
 _skipped: list[str] = []
 
