@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from typing import cast
 
 from safeclaw.daemon import protocol
 from safeclaw.daemon.channel import Channel
@@ -16,6 +17,8 @@ from safeclaw.policies.context import Context
 from safeclaw.policies.loader import load
 from safeclaw.policies.model import Attempt, Decision, FileTarget, Verdict
 
+#: How long what must come may take on a machine that does other things as well, in seconds.
+PATIENCE = 60.0
 POLICY = b"""
 version: "1.0"
 rules:
@@ -131,8 +134,20 @@ def judge(gate: Gate, attempt: Attempt) -> Verdict:
     return gate.judge(attempt, pid=7, exe="/bin/a", enforced_by="seccomp-notify")
 
 
+def hurry(gate: Gate) -> None:
+    """Have the gate wait for a moment only from now on: what came before had all the time."""
+    vars(vars(gate)["_line"])["_grace"] = 0.05
+
+
+def leased(setting: Setting, gate: Gate) -> None:
+    """Give the gate a lease that does not lapse on any machine: from a clock that runs ahead."""
+    ahead = time.monotonic_ns() + 3_600_000_000_000
+    setting.far.say(protocol.Granted(ahead))
+    wait_until(lambda: cast("int", vars(vars(gate)["_line"])["lease_until"]) > ahead)
+
+
 def wait_for(probe: Callable[[], list[protocol.Renew]]) -> list[protocol.Renew]:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         found = probe()
         if found:
@@ -141,6 +156,6 @@ def wait_for(probe: Callable[[], list[protocol.Renew]]) -> list[protocol.Renew]:
 
 
 def wait_until(probe: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while not probe():
         assert time.monotonic() < deadline, "it never happened"

@@ -67,7 +67,7 @@ class Opened:
 
     def close(self) -> None:
         self.client.finish()
-        self.gate.join(10)
+        self.gate.join(60)
 
 
 @pytest.fixture

@@ -28,6 +28,9 @@ def test_a_session_is_recorded_from_start_to_end(state: Path) -> None:
     assert session.gate.unacknowledged == []
     session.close()
     found = records(state)
+    assert found[-1].type is RecordType.CHECKPOINT
+    # another one, where all this took more than a second
+    found = [record for record in found if record.type is not RecordType.CHECKPOINT]
     assert [record.type.value for record in found] == [
         "genesis",
         "policy_load",
@@ -37,7 +40,6 @@ def test_a_session_is_recorded_from_start_to_end(state: Path) -> None:
         "violation",
         "limit",
         "session_end",
-        "checkpoint",
     ]
     start, allowed, denied, violation, limit, end = found[2:8]
     assert start.detail is not None
@@ -154,7 +156,7 @@ def test_sigterm_closes_the_journal_in_good_order(state: Path) -> None:
     session.gate.started({})
     session.judge(READ)
     os.kill(session.client.broker_pid, signal.SIGTERM)
-    assert session.lost_event.wait(10)
+    assert session.lost_event.wait(60)
     assert session.lost == ["the broker ends the session: the broker is being stopped"]
     os.waitpid(session.client.broker_pid, 0)
     session.close()

@@ -17,6 +17,7 @@ from safeclaw.daemon.journal import files
 from safeclaw.daemon.journal.record import RecordType
 from safeclaw.errors import BrokerError
 from safeclaw.policies.model import Decision
+from tests.brokers_end import hurry
 from tests.unit.daemon.brokers import READ, Opened, hello, opened, packet, records, state
 
 __all__ = ["state"]
@@ -50,7 +51,7 @@ def test_a_supervisor_that_breaks_the_rules_loses_its_session(
     client.channel.send(packet(1), 1)
     client.channel.send(packet(2), 1)
     client.channel.send(bad, 1)
-    data = client.channel.receive(10)
+    data = client.channel.receive(60)
     assert data is not None
     answer = protocol.decode_to_supervisor(data)
     assert isinstance(answer, protocol.Refused)
@@ -66,7 +67,7 @@ def test_a_supervisor_that_breaks_the_rules_loses_its_session(
 def test_before_hello_nothing_is_taken(state: Path) -> None:
     client = Client.connect(state)
     client.channel.send(packet(1), 1)
-    data = client.channel.receive(10)
+    data = client.channel.receive(60)
     assert data is not None
     assert isinstance(protocol.decode_to_supervisor(data), protocol.Refused)
     client.finish()
@@ -83,7 +84,7 @@ def test_a_killed_broker_stops_everything_and_the_next_writes_what_was_missing(
         assert session.judge(READ).decision is Decision.ALLOW
     os.kill(session.client.broker_pid, signal.SIGKILL)
     os.waitpid(session.client.broker_pid, 0)
-    assert session.lost_event.wait(10)
+    assert session.lost_event.wait(60)
     assert session.judge(READ).decision is Decision.DENY
     assert session.lost == ["the broker has gone"]
     assert not session.gate.end("done", 0)
@@ -105,9 +106,10 @@ def test_a_killed_broker_stops_everything_and_the_next_writes_what_was_missing(
 
 
 def test_a_stopped_broker_lets_nothing_through(state: Path) -> None:
-    session = Opened(state, grace=0.1)
+    session = Opened(state)
     session.gate.started({})
     assert session.judge(READ).decision is Decision.ALLOW
+    hurry(session.gate)
     os.kill(session.client.broker_pid, signal.SIGSTOP)
     os.waitpid(session.client.broker_pid, os.WUNTRACED)
     for _ in range(1_000_000):
@@ -153,7 +155,7 @@ def test_a_broker_that_cannot_write_says_why_and_nothing_is_allowed(state: Path)
             break
     else:
         pytest.fail("a broker that cannot write allowed everything")
-    assert session.lost_event.wait(10)
+    assert session.lost_event.wait(60)
     assert "cannot be written" in session.lost[0]
     # Another session is told the same while this broker lives.
     other = Client.connect(state)

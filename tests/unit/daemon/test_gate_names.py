@@ -53,7 +53,7 @@ class Policies:
 
     def replace(self, text: bytes) -> None:
         self._far.say(protocol.Replace(load(text, name="p.yaml")))
-        assert self._adopted.acquire(timeout=10)
+        assert self._adopted.acquire(timeout=60)
 
 
 def test_a_name_is_judged_anew_under_another_policy(setting: Setting) -> None:

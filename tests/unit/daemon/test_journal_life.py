@@ -153,7 +153,7 @@ def test_a_segment_that_ends_while_others_are_deleted_prunes_nothing(
 
     def slowly(path: Path, missing_ok: bool = False) -> None:
         deleting.set()
-        assert looked.wait(10)
+        assert looked.wait(60)
         unlink(path, missing_ok)
         if path == segment(directory, 3):
             halfway.set()
@@ -162,7 +162,7 @@ def test_a_segment_that_ends_while_others_are_deleted_prunes_nothing(
         found = first_record(path)
         if path == segment(directory, 1):
             looked.set()
-            assert halfway.wait(10)
+            assert halfway.wait(60)
         return found
 
     with host.open(directory) as journal:
@@ -175,7 +175,7 @@ def test_a_segment_that_ends_while_others_are_deleted_prunes_nothing(
         monkeypatch.setattr(retention, "first_record", meanwhile)
         committing = threading.Thread(target=journal.commit)
         committing.start()
-        assert deleting.wait(10)
+        assert deleting.wait(60)
         assert journal.prune(1, override=True) == 0
         looked.set()
         committing.join()

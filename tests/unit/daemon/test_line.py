@@ -92,7 +92,7 @@ def test_a_broker_that_goes_again_is_looked_for_again(
     verdicts: list[Verdict] = []
     waiting = threading.Thread(target=lambda: verdicts.append(judge(gate, READ)), daemon=True)
     waiting.start()
-    waiting.join(10)
+    waiting.join(60)
     assert [verdict.decision for verdict in verdicts] == [Decision.ALLOW]
     assert len(brokers.found) == going + 1
     numbers = [one.number for one in brokers.far.decisions()]
@@ -105,14 +105,14 @@ def test_another_policy_comes_while_an_attempt_waits_for_more_time(setting: Sett
 
     def adopt(policy: Policy) -> tuple[CompiledPolicy, bool, bool]:
         begun.set()
-        assert goes_on.wait(10)
+        assert goes_on.wait(60)
         return _adopt(policy)
 
     setting.far.grants = False
     gate = setting.gate(adopt=adopt, grace=2.0)
     gate.started({})
     setting.far.say(protocol.Replace(LEASE.policy))
-    assert begun.wait(10)
+    assert begun.wait(60)
     verdicts: list[Verdict] = []
     waiting = threading.Thread(target=lambda: verdicts.append(judge(gate, READ)))
     waiting.start()
@@ -194,5 +194,5 @@ def test_a_long_record_that_did_not_leave_is_not_waited_for(
     # what lies unread when a socket is closed takes along what was said to its peer (unix(7))
     wait_until(lambda: len(brokers.far.decisions()) == 31)
     brokers.close()
-    line.join(10)
+    line.join(60)
     line.channel.close()

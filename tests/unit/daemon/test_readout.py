@@ -82,7 +82,7 @@ def test_lines_of_any_length_arrive_as_they_are(size: int) -> None:
     assert readout.send(lines, sender) == 5
     sender.close()
     found: list[bytes] = []
-    while data := receiver.receive(10):
+    while data := receiver.receive(60):
         found += map(bytes, control.decode_batch(data))
     receiver.close()
     assert found == lines
