@@ -127,7 +127,10 @@ def _victim(area: Path, token: str, uid: int, stack: contextlib.ExitStack) -> Lo
     def state() -> tuple[object, ...]:
         if process.poll() is not None:
             return ("gone",)
+        status = Path(f"/proc/{process.pid}/status").read_text().splitlines()
         return (
+            # what ends it is there at once, and it itself goes only when it comes to its turn
+            [line for line in status if line.startswith(("SigPnd", "ShdPnd"))],
             Path(f"/proc/{process.pid}/limits").read_text(),
             os.getpriority(os.PRIO_PROCESS, process.pid),
             os.sched_getaffinity(process.pid),
