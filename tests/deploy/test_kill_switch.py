@@ -41,6 +41,7 @@ done
 """
 _PATIENCE = 120.0
 _SLICE = "safeclaw-agents.slice"
+_KILLED = "the supervisor has gone"
 #: systemd's own (SD_MESSAGE_UNIT_FAILURE_RESULT).
 _UNIT_FAILED = "d9b373ed55a64feb8242e02dbe79a49c"
 
@@ -169,7 +170,9 @@ def stopped_all_and_stayed_down(deployed: Deployed, count: int) -> None:
         assert set(order["detail"]["sessions"]) == begun
         ends = {one["session"]: one for one in records if one["type"] == "session_end"}
         assert ends.keys() == begun
-        assert {one["reason"] for one in ends.values()} == {"kill switch: stopped by root: drill"}
+        # whose supervisor does not come to it within a second, it is killed by the broker itself
+        for one in ends.values():
+            assert one["reason"] in ("kill switch: stopped by root: drill", _KILLED)
         for one in records:
             if one.get("decision") == "allow":
                 assert one["seq"] < ends[one["session"]]["seq"]
