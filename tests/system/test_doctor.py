@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -10,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.system.conftest import Person
@@ -139,12 +141,19 @@ def _mounts(own: Path) -> list[str]:
     return [one for one in points if not one.startswith(temporary) or one.startswith(f"{own}/")]
 
 
+def _processes(person: Person) -> list[int]:
+    """Return the processes of this person's, and of no other test's: by the state's directory."""
+    found: list[int] = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("XDG_STATE_HOME") == str(person.state):
+                found.append(process.pid)
+    return found
+
+
 def test_the_probes_leave_nothing_behind(person: Person) -> None:
     before = _mounts(person.base), sorted(os.listdir(person.state))
     person.safeclaw("doctor", TMPDIR=str(person.workspace))
     assert (_mounts(person.base), sorted(os.listdir(person.state))) == before
     assert not os.listdir(person.workspace)
-    left = subprocess.run(
-        ["ps", "-u", person.name, "-o", "args="], capture_output=True, text=True, check=False
-    ).stdout
-    assert "cli doctor" not in left
+    assert _processes(person) == []

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.system.conftest import ROOT, Person, options_here
@@ -18,8 +19,8 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
 #: Look for the supervisor, have its memory, and its environment, which the agent has not.
 AGENT = """\
 import os, sys
-own = int(os.readlink("chroot/proc/self"))
-for name in ("self", *range(max(1, own - 500), own)):
+print("ready", flush=True)
+for name in ("self", *sys.stdin.readline().split()):
     place = f"chroot/proc/{name}"
     try:
         held = os.open(place + "/" + sys.argv[1], os.O_PATH)
@@ -44,7 +45,7 @@ except OSError:
 
 
 @pytest.fixture
-def chroot(person: Person) -> Iterator[Path]:
+def chroot(person: Person, own_mounts: None) -> Iterator[Path]:
     """A place in the workspace with proc, sys and a device, as for chroot(8)."""
     person.write("agent.py", AGENT)
     place = person.workspace / "chroot/proc"
@@ -72,7 +73,13 @@ def test_no_process_device_or_interface_of_the_host_is_opened(
         weakened.chmod(0o644)
         person.program = [person.program[0], str(weakened), defence]
     run = ("run", *options_here(isolation), "--", "/usr/bin/python3", "agent.py", "environ")
-    done = person.safeclaw(*run, SUPERVISORS="words")
-    assert set(done.stdout.split()) == ({"words", "device", "kernel"} if defence else set()), (
-        done.stderr
-    )
+    person.stdin = subprocess.PIPE
+    with person.popen(*run, SUPERVISORS="words") as started:
+        assert started.stdout is not None
+        assert started.stdout.readline() == "ready\n"
+        # their numbers could be found out: what is tried is what can be done with them
+        others = psutil.Process(started.pid).children(recursive=True)
+        said, err = started.communicate(
+            f"{started.pid} {' '.join(str(one.pid) for one in others)}\n"
+        )
+    assert set(said.split()) == ({"words", "device", "kernel"} if defence else set()), err

@@ -20,7 +20,7 @@ _MNT_FORCE, _LOOKUP, _FORGET, _BATCH_FORGET, _INIT, _ENOENT = 1, 1, 2, 42, 26, 2
 
 
 @pytest.fixture
-def nas() -> Iterator[tuple[Path, list[bytes]]]:
+def nas(own_mounts: None) -> Iterator[tuple[Path, list[bytes]]]:
     """A FUSE file system of the host's in which nothing is; and the names it was asked for."""
     asked: list[bytes] = []
     place = Path(tempfile.mkdtemp(prefix="safeclaw-", dir="/mnt"))

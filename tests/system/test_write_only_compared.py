@@ -35,7 +35,7 @@ for pin in range(4700, 4720):
 
 
 @pytest.fixture
-def reflinks(person: Person) -> Iterator[None]:
+def reflinks(person: Person, own_mounts: None) -> Iterator[None]:
     """A workspace on XFS, which can have two files share what they hold."""
     image = person.base / "xfs.img"
     image.touch()
