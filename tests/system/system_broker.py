@@ -26,6 +26,7 @@ import pytest
 from safeclaw.daemon import cli as commands
 from safeclaw.daemon import control
 from safeclaw.daemon.client import Client
+from safeclaw.errors import BrokerError
 from safeclaw.policies import source
 from tests.system.conftest import Person
 
@@ -126,7 +127,11 @@ class SystemBroker:
         return cast(str, self.ask("agent", "add", name, *words)["api_key"])
 
     def records(self, *filters: str) -> list[dict[str, Any]]:
-        """Return the records of the chain."""
+        """Return the records of the chain, of all that the broker has done up to now."""
+        if self.process is not None:
+            # it answers when all that it has appended is on disk
+            with contextlib.suppress(BrokerError, OSError):
+                self.status()
         shown = subprocess.run(
             [*_CLI, "audit", "show", "--json", "--state", str(self.state), *filters],
             capture_output=True,
@@ -143,6 +148,14 @@ class SystemBroker:
             text=True,
             check=False,
         )
+
+    def status(self) -> dict[str, Any]:
+        """Return what the broker says of itself."""
+        client = Client.at(self.socket)
+        try:
+            return cast("dict[str, Any]", client.ask(control.Status(), PATIENCE))
+        finally:
+            client.finish()
 
     def reload(self) -> dict[str, dict[str, str]]:
         """Have the policies read again; return what that has found."""

@@ -228,7 +228,7 @@ def test_a_restart_loses_no_session_and_no_record(
 
 
 def test_a_broker_that_does_not_come_back_stops_the_agent(making: Making, member: Person) -> None:
-    broker = making(grace=0.2)
+    broker = making(grace=3)
     key = broker.add("demo")
     with at_work(broker, member, key) as (pace, running):
         pace.steps(3)
@@ -237,7 +237,7 @@ def test_a_broker_that_does_not_come_back_stops_the_agent(making: Making, member
         assert running.wait(60) in KILLED
         _, said = running.communicate()
     # the second where a busy machine has the time pass while it still tries
-    assert "is not back after 0.2 s" in said or "no broker is there any more" in said
+    assert "is not back after 3 s" in said or "no broker is there any more" in said
     broker.start()
     # nobody speaks for it any more: the next broker closes it, when its time is over
     assert broker.verify().returncode == 0

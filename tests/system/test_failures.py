@@ -44,8 +44,7 @@ def test_a_killed_broker_stops_the_agent_and_loses_no_record(person: Person) -> 
 
 def test_strict_assurance_survives_the_death_of_broker_and_supervisor(person: Person) -> None:
     with at_work(person, assurance="strict") as work, broker_of(person) as broker:
-        signal.pidfd_send_signal(broker, signal.SIGKILL)
-        work.process.kill()
+        work.kill_both(broker)
         work.ended()
         work.over()
     made = work.made()
@@ -60,8 +59,7 @@ def test_a_session_whose_broker_and_supervisor_died_is_closed_by_the_next_start(
     person: Person,
 ) -> None:
     with at_work(person) as work, broker_of(person) as broker:
-        signal.pidfd_send_signal(broker, signal.SIGKILL)
-        work.process.kill()
+        work.kill_both(broker)
         work.ended()
         work.over()
     assert not person.records("--type", "session_end")
@@ -76,7 +74,7 @@ def test_a_session_whose_broker_and_supervisor_died_is_closed_by_the_next_start(
 
 
 def test_a_stopped_broker_stops_the_agent_after_the_grace_time(person: Person) -> None:
-    with at_work(person, "--grace", "0.5") as work, broker_of(person) as broker:
+    with at_work(person, "--grace", "2") as work, broker_of(person) as broker:
         signal.pidfd_send_signal(broker, signal.SIGSTOP)
         ended = work.ended()
         work.over()

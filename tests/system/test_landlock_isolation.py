@@ -180,11 +180,13 @@ def front():
     os.tcsetpgrp(0, os.getpgrp())
     signal.signal(signal.SIGTTOU, signal.SIG_DFL)
 
+# the victim has it from its first moment: so that what it is sent can be seen to wait
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTIN})
 victim = os.fork()
 if not victim:
     os.setpgid(0, 0)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTIN})  # so that it can be seen to wait
     os.execvp("sleep", ["sleep", "1000"])
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTTIN})
 try:
     os.setpgid(victim, victim)
 except PermissionError:

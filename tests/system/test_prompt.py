@@ -37,13 +37,18 @@ class _Terminal:
         self._process = process
         self.seen = ""
 
-    def until(self, text: str) -> None:
-        """Read on until the terminal shows a text."""
+    def until(self, text: str, after: str = "") -> None:
+        """Read on until the terminal shows a text, behind another one."""
         assert self._process.stdout is not None
-        while text not in self.seen:
+        while text not in self.seen.partition(after)[2] if after else text not in self.seen:
             more = os.read(self._process.stdout.fileno(), 4096).decode("utf-8", "replace")
             assert more, f"the end, without {text!r}:\n{self.seen}"
             self.seen += more
+
+    def rest(self) -> None:
+        """Read all that comes until the program has ended."""
+        assert self._process.stdout is not None
+        self.seen += self._process.stdout.read()
 
     def type(self, text: str) -> None:
         """Type a text and the return key."""
@@ -66,7 +71,9 @@ def _started(person: Person, run: str) -> Generator[_Terminal]:
     person.stdin = subprocess.DEVNULL
     with started as process:
         try:
-            yield _Terminal(process)
+            terminal = _Terminal(process)
+            yield terminal
+            terminal.rest()
         except BaseException:
             process.kill()
             raise
@@ -166,10 +173,10 @@ def test_an_agent_before_the_terminal_has_nobody_stopped(person: Person) -> None
         with _started(person, script) as terminal:
             if name == "asked":
                 terminal.until("waiting for approval")
+                terminal.until("\n", after="waiting for approval")
                 found = re.search(r"safeclaw approvals approve (\w{6})", terminal.seen)
                 assert found, terminal.seen
                 answered = person.safeclaw("approvals", "deny", found[1])
                 assert answered.returncode == 0, answered.stderr
             terminal.until("ended with ")
-            terminal.until("\n")
         assert "ended with 3" in terminal.seen, terminal.seen

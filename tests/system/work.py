@@ -86,6 +86,13 @@ class Work:
         """Return the paths of the files that the agent has made."""
         return {str(path) for path in (self.person.workspace / "made").iterdir()}
 
+    def kill_both(self, broker: int) -> None:
+        """Kill the broker and the supervisor, which has no time to find another one between."""
+        self.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOWAIT)
+        signal.pidfd_send_signal(broker, signal.SIGKILL)
+        self.process.kill()
+
     def close(self) -> None:
         os.close(self._fifo)
         if self.process.poll() is None:
