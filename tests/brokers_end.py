@@ -98,7 +98,7 @@ class Setting:
     def gate(
         self,
         *,
-        grace: float = 5.0,
+        grace: float = PATIENCE,
         strict: bool = False,
         observe: bool = False,
         adopt: Adoption | None = None,

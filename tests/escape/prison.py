@@ -269,7 +269,7 @@ class Prison:
     ) -> int:
         workspace = base / "workspace"
         command = ["/bin/sh", str(workspace / "runner"), str(workspace), str(base / "outside")]
-        command.append(str(100 * SLOWNESS))
+        command.append(str(250 * SLOWNESS))
         if defence != "outside":
             start = [self._python, "-m", "safeclaw.daemon.cli"]
             if defence is not None:
@@ -301,7 +301,7 @@ class Prison:
                 capture_output=True,
                 pass_fds=(held,),
                 start_new_session=True,
-                timeout=110 * SLOWNESS,
+                timeout=280 * SLOWNESS,
                 check=False,
                 user=user,
                 group=group,

@@ -99,7 +99,7 @@ def abstract():
 said["abstract"] = attempt(abstract)
 def datagram():
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.settimeout(20)
+        sock.settimeout(60)
         sock.connect(("127.0.0.1", 9999))
         sock.send(b"to the host")
         return sock.recv(100).decode()
@@ -305,7 +305,7 @@ messages[0:128] = (
     + struct.pack("=QQQQQQQQ", 0, 0, base + 48, 1, 0, 0, 0, 0)
 )
 here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-there.settimeout(20)
+there.settimeout(60)
 print(ctypes.CDLL(None).sendmmsg(here.fileno(), messages, 2, 0), there.recv(9), there.recv(9))
 """
 

@@ -142,7 +142,7 @@ def test_a_server_is_seen_outside_only_where_a_rule_says_so(
         assert agent.stdout is not None
         assert agent.stdout.readline() == "ready\n"
         got = subprocess.run(fetch, capture_output=True, text=True, check=False)
-        agent.communicate(timeout=30)
+        agent.communicate(timeout=60)
     assert got.stdout.strip() == "served", got.stderr
 
     person.write("policy.yaml", policy())
@@ -153,7 +153,7 @@ def test_a_server_is_seen_outside_only_where_a_rule_says_so(
         assert agent.stdout.readline() == "ready\n"
         got = subprocess.run(fetch, capture_output=True, text=True, check=False)
         (person.workspace / "go").write_text("")
-        agent.communicate(timeout=30)
+        agent.communicate(timeout=60)
     assert "ConnectionRefusedError" in got.stderr
 
 

@@ -43,7 +43,7 @@ def hello(text: bytes = POLICY, resume: str | None = None) -> protocol.Hello:
 class Opened:
     """A session with a running broker."""
 
-    def __init__(self, state: Path, text: bytes = POLICY, grace: float = 10.0) -> None:
+    def __init__(self, state: Path, text: bytes = POLICY, grace: float = 60.0) -> None:
         self.client = Client.connect(state)
         self.client.hello(hello(text))
         self.lease = self.client.lease()

@@ -19,7 +19,7 @@ from safeclaw.policies.model import Decision
 from safeclaw.sandbox import dns, names
 from safeclaw.sandbox.hosts import Hosts
 from safeclaw.sandbox.names import Names, NameServer
-from tests.brokers_end import Setting, wait_until
+from tests.brokers_end import Setting, hurry, wait_until
 from tests.descriptors import no_descriptor_left
 
 WIDE = b"""
@@ -40,11 +40,11 @@ def _setting() -> Iterator[Setting]:
 class Policies:
     """A gate whose policy the test replaces."""
 
-    def __init__(self, setting: Setting, grace: float = 5.0) -> None:
+    def __init__(self, setting: Setting) -> None:
         self._far = setting.far
         self._adopted = threading.Semaphore(0)
         self._far.on_adopted = self._adopted.release
-        self.gate = setting.gate(adopt=self._adopt, grace=grace)
+        self.gate = setting.gate(adopt=self._adopt)
         self.gate.started({})
 
     @staticmethod
@@ -80,11 +80,12 @@ def test_a_name_that_was_looked_up_is_not_looked_up_without_a_broker(
     monkeypatch.setattr(names, "_LIFETIME_MIN", 3600)
     server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     server.bind(("127.77.77.77", 0))
-    policies = Policies(setting, grace=1.0)
+    policies = Policies(setting)
     NameServer([server], Names(), policies.gate, 1).start()
     policies.replace(WIDE)
     assert _ask(server) == dns.SERVFAIL
     setting.far.grants = False
+    hurry(policies.gate)
     # until the lease has lapsed, which is still to come
     wait_until(lambda: _ask(server) == dns.NXDOMAIN)
     assert setting.lost
@@ -109,7 +110,7 @@ def test_a_connection_that_there_is_no_descriptor_for_is_closed(setting: Setting
     gate.started({})
     server = socket.create_server(("127.0.0.1", 0))
     with socket.socket() as asker:
-        asker.settimeout(20)
+        asker.settimeout(60)
         NameServer([server], Names(), gate, 1).start()
         with no_descriptor_left():
             asker.connect(server.getsockname())
@@ -122,7 +123,7 @@ def _ask(server: socket.socket) -> int:
         struct.pack(">6H", 7, 0x100, 1, 0, 0, 0) + b"\3api\7example\0" + struct.pack(">HH", 1, 1)
     )
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
-        asker.settimeout(20)
+        asker.settimeout(60)
         asker.connect(server.getsockname())
         asker.send(query)
         return asker.recv(512)[3] & 15

@@ -109,7 +109,7 @@ def test_another_policy_comes_while_an_attempt_waits_for_more_time(setting: Sett
         return _adopt(policy)
 
     setting.far.grants = False
-    gate = setting.gate(adopt=adopt, grace=2.0)
+    gate = setting.gate(adopt=adopt)
     gate.started({})
     setting.far.say(protocol.Replace(LEASE.policy))
     assert begun.wait(60)
@@ -157,7 +157,7 @@ def _long(number: int) -> bytes:
 
 
 def test_long_records_are_kept_up_to_so_many_bytes(setting: Setting) -> None:
-    line = Line(setting.near, on_lost=setting.lost.append, on_message=lambda _: None, grace=5.0)
+    line = Line(setting.near, on_lost=setting.lost.append, on_message=lambda _: None, grace=60.0)
     line.listen()
     most = 0
     for number in range(1, 101):
