@@ -16,6 +16,7 @@ import os
 import select
 import socket
 import struct
+import threading
 from collections.abc import Callable
 
 import msgspec
@@ -34,6 +35,8 @@ INET = (socket.AF_INET, socket.AF_INET6)
 _SUN_PATH_OFFSET = 2
 _SUN_MAX = 110
 _SOCKADDR_NL = 12
+#: How many bound sockets are remembered; one that is forgotten listens as one that is not bound.
+_SERVED_MAX = 4096
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -115,6 +118,9 @@ class Network:
         self._own = own
         self._resolvers = frozenset(resolvers)
         self._names = bound
+        # Where sockets of the host's were bound to, by cookie, the oldest first; and its lock.
+        self._served: dict[bytes, Address] = {}
+        self._serving = threading.Lock()
 
     def is_own(self, sock: socket.socket) -> bool:
         """Whether a socket provably lives in the agent's own network namespace."""
@@ -206,14 +212,32 @@ class Network:
 
     def _use_inet(self, note: Notification, sock: socket.socket, raw: bytes) -> int:
         to = inet(raw, v4=family_of(raw) != socket.AF_INET6)
-        if not self.judge(note, f"network.{note.name}", sock, to):
-            return call(note.name, sock, raw)
+        anew = self.judge(note, f"network.{note.name}", sock, to)
         if note.name == "bind":
+            if not anew:
+                return self._bind(sock, raw, to.address)
             with outside.like(sock) as new:
-                result = call("bind", new, raw)
+                result = self._bind(new, raw, to.address)
                 outside.put(note, note.int_arg(0), sock, new)
                 return result
-        return _connect_outside(note, sock, raw)
+        return _connect_outside(note, sock, raw) if anew else call(note.name, sock, raw)
+
+    def _bind(self, sock: socket.socket, raw: bytes, where: Address) -> int:
+        """Carry out bind(2), and remember to which address."""
+        mark = outside.mark(sock)
+        with self._serving:
+            known = self._served.pop(mark, None)
+            try:
+                result = call("bind", sock, raw)
+            except OSError as problem:
+                # one that is bound already stays so; a port that is taken leaves no address at all
+                if known is not None and problem.errno == errno.EINVAL:
+                    self._served[mark] = known
+                raise
+            if len(self._served) >= _SERVED_MAX:
+                del self._served[next(iter(self._served))]
+            self._served[mark] = where
+            return result
 
     def _use_unix(self, note: Notification, sock: socket.socket, name: bytes) -> int:
         action = f"network.{note.name}"
@@ -245,14 +269,29 @@ class Network:
     def listen(self, note: Notification) -> int:
         """Answer listen(2), which binds a socket that is not: to any free port, everywhere."""
         with outside.duplicate(note, note.int_arg(0)) as sock:
+            if sock.family in INET and not self.is_own(sock):
+                return self._listen_outside(note, sock)
             if sock.family in INET:
                 name = sock.getsockname()
-                to = Address4Or6(_plain(str(name[0])), int(name[1]))
-                if self.is_own(sock):
-                    target = AddressTarget(protocol_of(sock), str(to.address), to.port, own=True)
-                    note.judge(Attempt("network.bind", target))
-                else:
-                    self.judge(note, "network.bind", sock, to)
+                where = str(_plain(str(name[0])))
+                target = AddressTarget(protocol_of(sock), where, int(name[1]), own=True)
+                note.judge(Attempt("network.bind", target))
+            sock.listen(note.int_arg(1))
+        return 0
+
+    def _listen_outside(self, note: Notification, sock: socket.socket) -> int:
+        mark = outside.mark(sock)
+        known = self._served.get(mark)
+        where, port = _everywhere(sock), 0
+        # SAFETY: what connect(2) has bound it to is no address that it serves on: the kernel lets
+        # go of that with the connection, which may end at any moment (net/ipv4/tcp.c,
+        # ``tcp_disconnect``).  What bind(2) has, it keeps (SOCK_BINDADDR_LOCK).
+        if known is not None:
+            where, port = known, int(sock.getsockname()[1])
+        self.judge(note, "network.bind", sock, Address4Or6(where, port))
+        with self._serving:
+            if self._served.get(mark) != known:
+                raise error(errno.EINVAL)  # bound meanwhile, or no more
             sock.listen(note.int_arg(1))
         return 0
 
@@ -266,6 +305,11 @@ def _at_once(name: str, sock: socket.socket) -> bool:
     if sock.family == socket.AF_UNIX:
         return False
     return name == "bind" or sock.type == socket.SOCK_DGRAM
+
+
+def _everywhere(sock: socket.socket) -> Address:
+    """Return the address that the kernel binds a socket to which has none."""
+    return ipaddress.ip_address("0.0.0.0" if sock.family == socket.AF_INET else "::")
 
 
 def _plain(text: str) -> Address:

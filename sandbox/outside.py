@@ -26,7 +26,7 @@ from safeclaw.sandbox.caller import signal_waits
 from safeclaw.sandbox.mediator import Notification
 from safeclaw.sandbox.resolve import error
 
-SO_NETNS_COOKIE = 71
+SO_COOKIE, SO_NETNS_COOKIE = 57, 71
 _CLONE_FILES = 0x400
 _EPOLL_CTL_ADD = 1
 _WAKE_MS = 100
@@ -63,6 +63,11 @@ class EpollEvent(ctypes.Structure):
 def cookie(sock: socket.socket) -> bytes:
     """Return what tells a socket's network namespace from every other since boot."""
     return sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
+
+
+def mark(sock: socket.socket) -> bytes:
+    """Return what tells a socket from every other since boot, whoever has it open."""
+    return sock.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8)
 
 
 def duplicate(note: Notification, number: int) -> socket.socket:
