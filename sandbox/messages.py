@@ -41,8 +41,8 @@ from safeclaw.sandbox.pinning import pin
 from safeclaw.sandbox.resolve import Pinned, error
 
 MSG_FASTOPEN = 0x20000000
-#: A datagram larger than any socket buffer is not copied in vain.
-_DATAGRAM_MAX = 16 * 1024 * 1024
+#: As much as a datagram of the internet's holds, its headers included.
+_DATAGRAM_MAX = 0xFFFF
 #: How much of a stream's data is held at a time.
 _CHUNK = 256 * 1024
 #: A stream that does not block takes this much at most: its reader may be as fast as we are.
@@ -200,7 +200,7 @@ class _Sending:
     def _deliver(self, message: Message, name: bytes, *, wait: bool) -> int:
         size = message.size
         stream = self._sock.type == socket.SOCK_STREAM
-        if not stream and size > _DATAGRAM_MAX:
+        if not stream and size > self._largest():
             raise error(errno.EMSGSIZE)
         control = Control(self._note, message.control if not self._sent else b"")
         try:
@@ -236,6 +236,15 @@ class _Sending:
             control.close()
         sent, self._sent, self._name = self._sent, 0, None
         return sent
+
+    def _largest(self) -> int:
+        """Return a size of which the kernel sends no larger message that is sent as a whole.
+
+        SAFETY: what it would refuse is not copied: each call that waits could have that done.
+        """
+        if self._sock.family in INET:
+            return _DATAGRAM_MAX
+        return self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)  # unix(7), netlink(7)
 
     def _transmit(self, data: bytes, control: bytes, flags: int, name: bytes, *, wait: bool) -> int:
         while True:

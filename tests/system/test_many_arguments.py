@@ -78,7 +78,7 @@ def _tell(running: subprocess.Popen[str], command: str) -> None:
     running.stdin.flush()
 
 
-def _peak(pid: int) -> int:
+def peak(pid: int) -> int:
     """Return the most memory that a process has had so far, in MiB (proc_pid_status(5))."""
     found = re.search(r"^VmHWM:\s*(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     assert found is not None
@@ -95,7 +95,7 @@ def test_execs_with_full_argument_lists_wait_their_turn_and_hold_up_nobody_else(
     person.own()
     policy = str(person.base / "policy.yaml")
     with person.popen("run", "--policy", policy, "--", "/usr/bin/python3", "agent.py") as running:
-        before = _peak(running.pid)
+        before = peak(running.pid)
         _tell(running, "start")
         first = approval(running)
         _tell(running, "others")
@@ -115,7 +115,7 @@ def test_execs_with_full_argument_lists_wait_their_turn_and_hold_up_nobody_else(
         _tell(running, "end")
         assert line(running) == "ended [0, 0]"
         # all of them are 134 MiB
-        assert _peak(running.pid) - before < 64
+        assert peak(running.pid) - before < 64
         assert running.stdin is not None
         running.stdin.close()
         assert running.wait() == 0
