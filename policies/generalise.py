@@ -6,7 +6,8 @@ What is generalised, and nothing else (:data:`STATED` says it to a person):
   never for the workspace, a home, or a directory so high that it belongs to everybody;
 * the part of a temporary name that looks random is ``?`` or ``*``, and so is the time of day
   in the name of a file that was made;
-* a command keeps its program, its leading options and its first word; the rest is ``*``;
+* a command keeps its program, its leading options and its first word, if that is a plain one and
+  no name of a file; the rest is ``*``, and of more than six kinds all but the program is;
 * (in ``suggest``) what may be made may be changed, in one rule each action goes with each
   path, and a host that was only looked up may be reached at every port.
 
@@ -23,16 +24,17 @@ import msgspec
 from safeclaw.policies.explain import glob_text, shell_word
 
 STATED = (
-    "Wider than what was seen only in this: DIR/** is three or more names in DIR; a command keeps",
-    "its program, options and first word; the random part of a temporary name, and a time in the",
-    "name of what was made, is ? or *; what may be made may be changed; in one rule each action",
-    "goes with each path; a host that was only looked up may be reached at every port.",
+    "Wider than what was seen only in this: DIR/** is three or more names in DIR (/tmp/**: one); a",
+    "command keeps its program, options and first word (no file's name), of more than six kinds",
+    "only its program; the random part of a temporary name, a time in the name of what was made, a",
+    "number in /proc, what cannot be written are ? or *; what may be made may be changed; in one",
+    "rule each action goes with each path; what was only looked up may be reached at every port.",
 )
 _ENOUGH = 3
 #: How deep a directory must lie to be summed up, in the home and elsewhere on the host.
 _DEEP_IN_HOME, _DEEP = 2, 3
 #: Each session has its own, empty at its start.
-_PRIVATE = ("/tmp", "/var/tmp")
+PRIVATE = ("/tmp", "/var/tmp")
 _MOST_VARIANTS = 6
 
 _OPTION = re.compile(r"--?[A-Za-z][A-Za-z-]{0,20}")
@@ -146,10 +148,10 @@ def _enough(base: str, names: tuple[str, ...], place: Place) -> float:
         return never  # it is one of them, or holds it
     if base == "":
         return _ENOUGH
-    if path in _PRIVATE:
+    if path in PRIVATE:
         return 1
     if base == "/" and (names[0] == "proc" or len(names) < _DEEP):
-        return _ENOUGH if path.startswith(tuple(f"{own}/" for own in _PRIVATE)) else never
+        return _ENOUGH if path.startswith(tuple(f"{own}/" for own in PRIVATE)) else never
     return never if base == "~" and len(names) < _DEEP_IN_HOME else _ENOUGH
 
 
@@ -192,7 +194,7 @@ def _without_randomness(name: str) -> str | None:
         return f"{begin}{'?' * len(chosen)}{glob_text(end)}"
     number = re.search(r"\d{3,}$", name)
     if number is not None and not _drawn_with(name[: number.start()], len(number[0])):
-        return f"{glob_text(name[: number.start()])}*"
+        return f"{glob_text(name[: number.start()])}[0-9]*"
     stem = name if name.startswith(".") else name.partition(".")[0]
     for begin in (name, stem):
         if re.search(r"(?=.*[A-Z])(?=.*[a-z0-9])[A-Za-z0-9]{6}$", begin[-6:]):
@@ -258,7 +260,7 @@ def _kept(
             continue
         if runs_file and kept[-1:] != ["-jar"] and not _WORD.fullmatch(word):
             # a script is what an interpreter is asked to do
-            private = word.startswith(tuple(f"{own}/" for own in _PRIVATE))
+            private = word.startswith(tuple(f"{own}/" for own in PRIVATE))
             kept.append("/tmp/*" if private else glob_text(word))
             return tuple(kept), True
         if _WORD.fullmatch(word) and word not in files:

@@ -31,6 +31,12 @@ SPECIAL: tuple[Network, ...] = tuple(
     )
 )  # fmt: skip
 
+_METADATA = tuple(
+    network
+    for network in SPECIAL
+    if network.num_addresses == 1 or network == ipaddress.ip_network("169.254.0.0/16")
+)
+
 # Where a name that the world's DNS answers must not lead: a rule has to name the network.
 PRIVATE: tuple[Network, ...] = tuple(
     ipaddress.ip_network(text)
@@ -122,6 +128,12 @@ def port_range(text: str) -> PortRange:
     if high > 65535 or low > high:
         raise GlobError(f"'{text}' is no range of ports within 0-65535")
     return PortRange(low, high)
+
+
+def is_metadata(text: str) -> bool:
+    """Whether an address literal is one where clouds hand out their credentials, or of its link."""
+    where = address(text)
+    return where is not None and any(where in one for one in _METADATA)
 
 
 def is_special(where: Address) -> bool:

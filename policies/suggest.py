@@ -11,7 +11,7 @@ checked here by evaluating it, and what the summary missed gets a line of its ow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -20,6 +20,7 @@ from safeclaw.policies.context import Context
 from safeclaw.policies.document import Policy
 from safeclaw.policies.explain import glob_text, quoted, shell_word, suggest_line
 from safeclaw.policies.generalise import (
+    PRIVATE,
     STATED,
     Pattern,
     Place,
@@ -40,31 +41,49 @@ from safeclaw.policies.model import (
     SocketTarget,
     printable,
 )
-from safeclaw.policies.network import OWN_LOOPBACK, is_name
+from safeclaw.policies.network import OWN_LOOPBACK, is_metadata, is_name
 from safeclaw.policies.observed import Observed
 from safeclaw.policies.render import rule_lines
 
 NAME = "suggested.yaml"
 
-SECRETS = (
-    "{.,~}/**/{.env,.env.*,.envrc,.netrc,.pgpass,.pypirc,.npmrc,.git-credentials,*_history}",
-    "{.,~}/**/{secrets,.ssh,.gnupg,.aws,.azure,.kube,.docker,.password-store}/**",
-    "{.,~}/**/{credentials,credentials.json,secrets.{json,yaml,yml},token,.config/{gh,gcloud}/**}",
-    "{.,~}/**/{id_rsa,id_dsa,id_ecdsa,id_ed25519,*.pem,*.key,*.p12,*.pfx,*.jks,*.kdbx}",
+#: What secrets are called, wherever they lie.
+_NAMES = (
+    "{.env,.env.*,.envrc,.netrc,.pgpass,.pypirc,.npmrc,.git-credentials,*_history}",
+    "{secrets,.ssh,.gnupg,.aws,.azure,.kube,.docker,.password-store}/**",
+    "{credentials,credentials.json,secrets.{json,yaml,yml},token,.config/{gh,gcloud}/**}",
+    "{id_rsa,id_dsa,id_ecdsa,id_ed25519,*.pem,*.key,*.p12,*.pfx,*.jks,*.kdbx}",
 )
+SECRETS = tuple(f"{{.,~}}/**/{names}" for names in _NAMES)
 _SECRET_ELSEWHERE = (
-    "/etc/{shadow,gshadow,sudoers,sudoers.d/**,ssh/ssh_host_*_key,ssl/private/**}",
-    "/{root,home/*}/{.ssh,.gnupg,.aws,.azure,.kube,.docker,.password-store}/**",
+    *(f"/**/{names}" for names in _NAMES),
+    "/etc/{shadow,shadow-,gshadow,gshadow-,sudoers,sudoers.d/**,*.keytab,ssl/private/**}",
+    "/{etc/ssh/ssh_host_*_key,run/credentials/**}",
 )
-#: The workspace's before the home's: a rule on the home has the whole of it shown.
 _NO_SECRETS = (
-    "./**/{site-packages,dist-packages}/**/*.pem", "./**/.env.{example,sample}",
-    "~/**/{site-packages,dist-packages}/**/*.pem", "~/**/.env.{example,sample}",
+    "{.,~,/}/**/{site-packages,dist-packages}/**/*.pem", "{.,~,/}/**/.env.{example,sample}",
 )  # fmt: skip
-#: Written in the walls, run or obeyed outside: by git, by safeclaw, by a login shell.
+#: Neither in the workspace nor in the home: what is the session's own, or everybody's to read.
+_NO_SECRETS_ELSEWHERE = (
+    "/{tmp,var/tmp,dev,proc,sys,usr,lib,lib64,etc/ssl/certs,etc/ca-certificates,etc/pki/tls}/**",
+    "/**/{cacert,ca-bundle,ca-certificates}.pem",
+)
+_OF_A_LOGIN = (
+    "{.profile,.bashrc,.bash_profile,.bash_login,.bash_logout,.bash_aliases,.gitconfig}",
+    "{.zshrc,.zshenv,.zprofile,.zlogin,.zlogout,.xprofile,.xsession,.xsessionrc,.xinitrc}",
+    "{.pam_environment,.vimrc,.tmux.conf,bin/**,.local/bin/**,.local/lib/**}",
+    ".config/{git,systemd,autostart,fish,environment.d,nvim,zsh}/**",
+)
+#: Written in the walls, run or obeyed outside: by git, by safeclaw, by a login or an editor.
 GUARDED = (
     "{.git,.git/{config,config.worktree,commondir},.git/hooks/**,.safeclaw/**}",
-    "~/{.gitconfig,.profile,.bashrc,.bash_profile,.zshrc,.zshenv,.config/{git,systemd}/**}",
+    *(f"~/{names}" for names in _OF_A_LOGIN),
+)
+_GUARDED_ELSEWHERE = (
+    *(f"/{{root,home/*}}/{names}" for names in _OF_A_LOGIN),
+    "/etc/{cron*/**,crontab,init.d/**,systemd/**,profile,profile.d/**,bash.bashrc,environment}",
+    "/etc/{sudoers,sudoers.d/**,pam.d/**,udev/**,xdg/**,ld.so.preload,ld.so.conf.d/**,gitconfig}",
+    "/{bin,sbin,usr/bin,usr/sbin,usr/local/bin,usr/local/sbin,var/spool/cron}/**",
 )
 _CREATE = "file.write.create"
 _LOOK_UP = "looked up, and no rule can name it"
@@ -112,9 +131,16 @@ def suggest(
             taken.append(item)
         else:
             aside.append((item, why))
-    body = _body(taken, place, names)
+    reads, writes = _file_patterns(taken, place)
+    guards = _guards(taken, (*reads, *writes), judge, place)
+    body = [
+        *_file_rules("read", reads),
+        *_file_rules("changed", writes),
+        *_command_rules(taken, place, names),
+        *_network_rules(taken, place),
+    ]
     exact: list[str] = []
-    text = _document(source, taken, aside, body, exact, place)
+    text = _document(source, taken, aside, guards, body, exact, place)
     for _ in range(2):
         # a name on top can hide what another line allowed, hence twice at most
         compiled = _compiled(text, context)
@@ -122,7 +148,7 @@ def suggest(
         if not missed:
             break
         exact += [suggest_line(item.attempt, place.workspace) for item in missed]
-        text = _document(source, taken, aside, body, exact, place)
+        text = _document(source, taken, aside, guards, body, exact, place)
     rules = len(load(text, name=NAME).rules)
     return Suggestion(
         text,
@@ -161,9 +187,11 @@ class _Judge:
                 for glob in path_globs(text, workspace=place.workspace, home=place.home)
             ]
 
+        self._own = globs(("{.,~}/**",))
         self._secrets = globs((*SECRETS, *_SECRET_ELSEWHERE))
         self._no_secrets = globs(_NO_SECRETS)
-        self._guarded = globs(GUARDED)
+        self._no_secrets_elsewhere = globs(_NO_SECRETS_ELSEWHERE)
+        self._guarded = globs((*GUARDED, *_GUARDED_ELSEWHERE))
 
     def sets_aside(self, attempt: Attempt) -> str | None:
         """Return the warning for an attempt, or None."""
@@ -174,18 +202,35 @@ class _Judge:
                 ends = [path]
             case OtherTarget() | ProgramTarget(argv=()):
                 return "no rule can name it"
+            case AddressTarget(address=literal, own=False) if is_metadata(literal):
+                return "SECRET"
             case NameTarget(name) if not is_name(name):
                 # SAFETY: as a host it would be an address, or this host's loopback, at every port
                 return _LOOK_UP
             case _:
                 return None
-        if any(self._any(self._secrets, end) for end in ends) and not all(
-            self._any(self._no_secrets, end) for end in ends
-        ):
+        if any(self._is_secret(end) for end in ends):
             return "SECRET"
         if attempt.action != "file.read" and any(self._any(self._guarded, end) for end in ends):
             return "RUNS OUTSIDE THE WALLS"
         return None
+
+    def _is_secret(self, path: str) -> bool:
+        if not self.sounds_secret(path) or self._any(self._no_secrets, path):
+            return False
+        return not self.is_public(path)
+
+    def sounds_secret(self, path: str) -> bool:
+        """Whether a path is called as secrets are."""
+        return self._any(self._secrets, path)
+
+    def is_public(self, path: str) -> bool:
+        """Whether nothing at a path is a secret, whatever it is called."""
+        return not self.is_own(path) and self._any(self._no_secrets_elsewhere, path)
+
+    def is_own(self, path: str) -> bool:
+        """Whether a path lies in the workspace or in the home."""
+        return self._any(self._own, path)
 
     def _any(self, globs: list[PathGlob], path: str) -> bool:
         return any(glob.match(path) for glob in globs)
@@ -205,6 +250,7 @@ def _document(
     source: Source,
     taken: Sequence[Observed],
     aside: Sequence[tuple[Observed, str]],
+    guards: list[str],
     body: list[str],
     exact: Sequence[str],
     place: Place,
@@ -219,7 +265,7 @@ def _document(
         said = f"  # {why}, left out ({_times(item.count)})"
         lines.append(said if why == _LOOK_UP else f"{said}: take the # away to allow it")
         lines.append(f"  # {_line(item, place)}")
-    lines += _guards(taken, place)
+    lines += guards
     if exact:
         lines.append("  # what the lines below do not cover")
         lines += [f"  {line}" for line in dict.fromkeys(exact)]
@@ -228,59 +274,81 @@ def _document(
     return "\n".join(lines) + "\n"
 
 
-def _guards(taken: Sequence[Observed], place: Place) -> list[str]:
-    """Return the denials that keep ``DIR/**`` from reaching what was set aside, or could be."""
-    files = [item.attempt for item in taken if isinstance(item.attempt.target, FileTarget)]
-    if not files:
-        return []
-    lines = ["  # never by a DIR/** below: secrets, and what runs outside the walls"]
-    exempt = _covered(files, place, _NO_SECRETS)
-    if exempt:
-        lines += _rule(_SECRET_ACTIONS, "path", exempt, "allow")
-    lines += _rule(_SECRET_ACTIONS, "path", SECRETS, "deny")
-    if any(attempt.action != "file.read" for attempt in files):
-        lines += _rule(("file.write",), "path", GUARDED, "deny")
-    return lines
-
-
-def _covered(files: Iterable[Attempt], place: Place, texts: Iterable[str]) -> list[str]:
-    """Return those of ``texts`` that some of ``files`` match, and none before them."""
-    left = {attempt.target.path for attempt in files if isinstance(attempt.target, FileTarget)}
-    found: list[str] = []
-    for text in texts:
-        globs = path_globs(text, workspace=place.workspace, home=place.home)
-        matched = {path for path in left if any(glob.match(path) for glob in globs)}
-        if matched:
-            found.append(text)
-            left -= matched
-    return found
-
-
-def _body(taken: Sequence[Observed], place: Place, names: Callable[[str], str | None]) -> list[str]:
-    made: set[str] = set()
-    gone: set[str] = set()
-    reads: list[tuple[str, str, int]] = []
-    writes: list[tuple[str, str, int]] = []
+def _uses(taken: Iterable[Observed]) -> Iterator[tuple[str, str, int]]:
+    """Yield what was done to which file, and how often."""
     for item in taken:
         action, target = item.attempt.action, item.attempt.target
         if not isinstance(target, FileTarget):
             continue
-        ends = [target.path] if target.to is None else [target.path, target.to]
-        if action == _CREATE:
-            made.add(target.path)
-        if action in ("file.write.delete", "file.write.rename"):
-            gone.add(target.path)
         if action == "file.read" or target.to is not None:
             # what is renamed or linked must be readable, too
-            reads.append(("file.read", target.path, item.count))
+            yield "file.read", target.path, item.count
         if action != "file.read":
-            writes += [(action, end, item.count) for end in ends]
-    temporary = temporary_names(made, gone)
+            for end in (target.path, target.to):
+                if end is not None:
+                    yield action, end, item.count
+
+
+def _file_patterns(taken: Sequence[Observed], place: Place) -> tuple[list[Pattern], list[Pattern]]:
+    """Return the patterns for what was read, and for what was changed."""
+    uses = list(_uses(taken))
+    temporary = temporary_names(
+        {path for action, path, _ in uses if action == _CREATE},
+        {
+            item.attempt.target.path
+            for item in taken
+            if item.attempt.action in ("file.write.delete", "file.write.rename")
+            and isinstance(item.attempt.target, FileTarget)
+        },
+    )
+    reads = [use for use in uses if use[0] == "file.read"]
+    writes = [use for use in uses if use[0] != "file.read"]
+    return patterns(reads, temporary, place), patterns(writes, temporary, place)
+
+
+def _guards(
+    taken: Sequence[Observed], found: Sequence[Pattern], judge: _Judge, place: Place
+) -> list[str]:
+    """Return the denials that keep ``DIR/**`` from reaching what was set aside, or could be."""
+    if not found:
+        return []
+    lines = ["  # never by a DIR/** below: secrets, and what runs outside the walls"]
+    elsewhere = sorted(
+        {
+            pattern.text.removesuffix("/**")
+            for pattern in found
+            if pattern.base == "/" and pattern.text.endswith("/**")
+        }
+    )
+    elsewhere = [one for one in elsewhere if not judge.is_public(f"{one}/x")]
+    lines += _exempt(taken, judge, place)
+    lines += _rule(_SECRET_ACTIONS, "path", SECRETS, "deny")
+    inside = [f"{one}/**/{names}" for one in elsewhere for names in _NAMES]
+    if inside:
+        lines += _rule(_SECRET_ACTIONS, "path", inside, "deny")
+    changed = [pattern for pattern in found if pattern.actions - {"file.read"}]
+    if changed:
+        home = place.parts(place.home)[0] == "" or any(pattern.base for pattern in changed)
+        lines += _rule(("file.write",), "path", GUARDED if home else GUARDED[:1], "deny")
+        if elsewhere:
+            lines += _rule(("file.write",), "path", _GUARDED_ELSEWHERE, "deny")
+    return lines
+
+
+def _exempt(taken: Sequence[Observed], judge: _Judge, place: Place) -> list[str]:
+    """Return the rules for what is called as secrets are, and is none: those files alone."""
+    done: dict[str, set[str]] = {}
+    for action, path, _ in _uses(taken):
+        private = path.startswith(tuple(f"{own}/" for own in PRIVATE)) and not judge.is_own(path)
+        if judge.sounds_secret(path) and not private:
+            done.setdefault(path, set()).add(action)
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for path, actions in sorted(done.items()):
+        text = patterns([("", path, 1)], {}, place)[0].text
+        groups.setdefault(tuple(_widened(actions)), []).append(text)
     lines: list[str] = []
-    lines += _file_rules("read", patterns(reads, temporary, place))
-    lines += _file_rules("changed", patterns(writes, temporary, place))
-    lines += _command_rules(taken, place, names)
-    lines += _network_rules(taken, place)
+    for widened, texts in groups.items():
+        lines += _rule(widened, "path", texts, "allow")
     return lines
 
 

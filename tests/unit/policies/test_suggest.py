@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,7 +34,8 @@ from safeclaw.policies.model import (
     target_fields,
 )
 from safeclaw.policies.observed import Observed, plain, target_of
-from safeclaw.policies.suggest import Source, Suggestion, suggest
+from safeclaw.policies.source import find
+from safeclaw.policies.suggest import GUARDED, Source, Suggestion, suggest
 
 PLACE = Place("/ws", "/home/u")
 PROGRAMS = {"git": "/usr/bin/git", "python3": "/usr/bin/python3.11", "ls": "/usr/bin/ls"}
@@ -145,10 +148,68 @@ def test_certificates_of_a_package_are_no_secrets() -> None:
     policy = compiled(read(path))
     assert allows(policy, read(path))
     assert not allows(policy, read("/ws/server.pem"))
+    # and no others, nor are they written
+    inside = "/home/u/.venv/lib/site-packages/certifi/cacert.pem"
+    for other in (read(path.replace("certifi", "other")), write("modify", path), read(inside)):
+        assert not allows(policy, other)
+    policy = compiled(write("create", inside), read("/ws/.env.example"))
+    assert allows(policy, write("modify", inside))
+    assert not allows(policy, write("delete", inside))
+    assert not allows(policy, write("modify", "/ws/.env.example"))
     # a rule on the home would have all of it shown
     assert "/home/u" not in policy.view()
-    inside = "/home/u/.venv/lib/site-packages/certifi/cacert.pem"
-    assert "/home/u" in compiled(read(path), read(inside)).view()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/srv/app/.env", "/opt/other/id_ed25519", "/run/secrets/db", "/run/credentials/x/key"),
+        *("/home/other/.aws/config", "/etc/krb5.keytab", "/var/lib/app/server.key"),
+    ],
+)
+def test_a_secret_is_one_wherever_it_lies(path: str) -> None:
+    made = suggestion(read(path))
+    assert (made.rules, len(made.set_aside)) == (1, 1)
+
+
+def test_a_summed_up_directory_elsewhere_opens_no_secret_in_it() -> None:
+    names = ("a", "b", "cacert.pem")
+    policy = compiled(*(read(f"/opt/app/etc/{name}") for name in names))
+    assert all(allows(policy, read(f"/opt/app/etc/{name}")) for name in (*names, "c"))
+    for secret in (".env", "id_rsa", "deep/server.key", "secrets/any"):
+        assert not allows(policy, read(f"/opt/app/etc/{secret}"))
+    policy = compiled(*(write("create", f"/home/other/x/{name}") for name in "abc"))
+    assert allows(policy, write("create", "/home/other/x/d"))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/home/u/.bash_login", "/home/u/.local/bin/ls", "/home/u/.config/fish/config.fish"),
+        *("/home/other/.zprofile", "/root/.bashrc", "/etc/cron.d/x", "/usr/local/bin/ls"),
+    ],
+)
+def test_what_a_login_runs_is_set_aside(path: str) -> None:
+    made = suggestion(write("create", path))
+    assert "RUNS OUTSIDE THE WALLS" in made.text
+    assert made.rules == 1
+
+
+def test_the_presets_and_suggestions_guard_the_same() -> None:
+    for preset in ("default", "coding-agent"):
+        name, text = find(preset, Path("/ws"))
+        rules = load(text, name=name).rules
+        assert any(rule.paths == GUARDED for rule in rules), preset
+
+
+@pytest.mark.parametrize("address", ["169.254.169.254", "100.100.100.200", "fd00:ec2::254"])
+def test_a_clouds_credentials_are_a_secret(address: str) -> None:
+    reached = Attempt("network.connect", AddressTarget("tcp", address, 80))
+    made = suggestion(reached)
+    assert (made.rules, len(made.set_aside)) == (1, 1)
+    assert "SECRET" in made.text
+    taken = load(made.text.replace("  # - {", "  - {"), name="s.yaml")
+    assert allows(compile_policy(taken, context(taken)), reached)
 
 
 def test_a_temporary_name_stands_for_the_next_one() -> None:
@@ -194,7 +255,7 @@ def test_a_time_in_a_name_stands_for_the_next_one() -> None:
         ("tmp.abcdefghij", "tmp.??????????"),
         ("tmp_obj_PaWlPX", "tmp_obj_??????"),
         ("tmpabcdefgh", "tmp????????"),
-        ("x.cpython-311.pyc.139822123", "x.cpython-311.pyc.*"),
+        ("x.cpython-311.pyc.139822123", "x.cpython-311.pyc.[0-9]*"),
         ("tmpq8_ab2cd.json", "tmp????????.json"),
         # random letters that end in digits, and numbers
         ("tmpppejp123", "tmp????????"),
@@ -207,9 +268,9 @@ def test_a_time_in_a_name_stands_for_the_next_one() -> None:
         ("own-PaWlPX.c", "own-??????.c"),
         ("own-a1b_cdef.tar.gz", "own-????????.tar.gz"),
         ("own-a1b_c678", "own-????????"),
-        ("own-12345678", "own-*"),
-        ("output123", "output*"),
-        ("OUTPUT_1234", "OUTPUT_*"),
+        ("own-12345678", "own-[0-9]*"),
+        ("output123", "output[0-9]*"),
+        ("OUTPUT_1234", "OUTPUT_[0-9]*"),
     ],
 )
 def test_only_the_random_part_of_a_name_is_open(name: str, glob: str) -> None:
