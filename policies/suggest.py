@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import msgspec
 
+from safeclaw.errors import PolicyError
 from safeclaw.policies.compiled import CompiledPolicy, compile_policy
 from safeclaw.policies.context import Context
-from safeclaw.policies.document import Policy
+from safeclaw.policies.document import MAX_BYTES, Policy
 from safeclaw.policies.explain import glob_text, quoted, shell_word, suggest_line
 from safeclaw.policies.generalise import (
     PRIVATE,
@@ -163,6 +164,12 @@ def _allows(compiled: CompiledPolicy, attempt: Attempt) -> bool:
 
 
 def _compiled(text: str, context: Callable[[Policy], Context]) -> CompiledPolicy:
+    size = len(text.encode("utf-8"))
+    if size > MAX_BYTES:
+        raise PolicyError(
+            f"what was done takes a policy of {size} bytes, and the most are {MAX_BYTES}",
+            hint="for a session that did less: safeclaw policy suggest --session ID",
+        )
     policy = load(text, name=NAME)
     return compile_policy(policy, context(policy))
 

@@ -218,6 +218,19 @@ def test_a_suggestion_from_nothing_says_so(person: Person, words: tuple[str, ...
     assert "hint: " in done.stderr
 
 
+def test_a_suggestion_that_is_no_policy_for_its_length_says_so(person: Person) -> None:
+    names = "for number in range(1500): open(str(number) + 'x' * 200, 'w').close()"
+    person.write("nothing.yaml", NOTHING)
+    done = person.safeclaw(
+        "run", "--observe", "--policy", "nothing.yaml", "-q", "--", "/usr/bin/python3", "-c", names
+    )
+    assert done.returncode == 0, done.stderr
+    done = person.safeclaw("policy", "suggest")
+    assert (done.returncode, done.stdout) == (125, "")
+    assert "what was done takes a policy of " in done.stderr
+    assert "hint: for a session that did less: " in done.stderr
+
+
 def test_the_suggestion_for_mini_swe_agent_is_short_and_passes_the_same_run(
     ordinary_user: str, tmp_path: Path
 ) -> None:
