@@ -12,7 +12,9 @@ import struct
 import msgspec
 
 HEADER = 12
-A, CNAME, AAAA, OPT, SVCB, HTTPS, ANY = 1, 5, 28, 41, 64, 65, 255
+A, CNAME, AAAA, OPT, SVCB, HTTPS = 1, 5, 28, 41, 64, 65
+#: No records' types, but questions about many: zone transfers, keys, and any (RFC 6895, 3.1).
+QTYPES = range(249, 256)
 _IN = 1
 NOERROR, SERVFAIL, NXDOMAIN = 0, 2, 3
 _QR, _RD, _RA, _OPCODE = 0x8000, 0x0100, 0x0080, 0x7800

@@ -300,8 +300,9 @@ class NameServer:
             return None
         if not self._allowed(asked.name):
             return dns.refusal(asked, dns.NXDOMAIN)
-        # SAFETY: the address hints of these would be used without having been bound.
-        if asked.kind in (dns.SVCB, dns.HTTPS, dns.ANY):
+        # SAFETY: the address hints of these would be used without having been bound, and a zone
+        # transfer tells names that no rule has.
+        if asked.kind in (dns.SVCB, dns.HTTPS) or asked.kind in dns.QTYPES:
             return dns.refusal(asked, dns.NOERROR)
         ident = int.from_bytes(os.urandom(2), "big")
         try:

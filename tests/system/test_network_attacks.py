@@ -389,3 +389,35 @@ def test_a_question_cannot_be_judged_by_another_name_than_is_asked(
     person.program[1:] = [str(driver)]
     run(person, (ALLOW_GOOD,), POINTED)
     assert outside.seen()["dns tcp"] == ["loot.evil.test"]
+
+
+#: A zone transfer (AXFR): the names of all hosts of good.test, whichever of them a rule has.
+TRANSFER = f"""
+packet = bytes((0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0))
+packet += b"\\x04good\\x04test\\0" + bytes((0, 252, 0, 1))
+with socket.create_connection(("{NAMESERVER}", 53)) as sock:
+    sock.sendall(len(packet).to_bytes(2, "big") + packet)
+    print(len(sock.recv(100)))
+"""
+#: The supervisor with the defence off.
+TRANSFERS = """
+import sys
+from safeclaw.daemon.cli.main import main
+from safeclaw.sandbox import dns
+dns.QTYPES = range(0)
+sys.exit(main())
+"""
+
+
+def test_a_zone_is_not_transferred(person: Person, outside: Outside) -> None:
+    only = ("action: network, host: good.test, effect: allow",)
+    done = run(person, only, TRANSFER)
+    assert done.stdout == f"{2 + 12 + 15}\n", done.stderr
+    assert "dns tcp" not in outside.seen()
+
+    driver = person.base / "driver.py"
+    driver.write_text(TRANSFERS)
+    person.own()
+    person.program[1:] = [str(driver)]
+    run(person, only, TRANSFER)
+    assert outside.seen()["dns tcp"] == ["good.test"]
