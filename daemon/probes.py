@@ -23,12 +23,12 @@ from pathlib import Path
 
 import msgspec
 
-from safeclaw.sandbox import caseless, landlock, linux, walls
+from safeclaw.sandbox import caseless, confine, landlock, linux, walls
 from safeclaw.sandbox import cgroup as groups
 
 
 class State(enum.StrEnum):
-    """How a probe ended: only ``missing`` keeps ``safeclaw run`` from full isolation."""
+    """How a probe ended: only ``missing`` keeps ``safeclaw run`` from an isolation."""
 
     OK = "ok"
     WEAKER = "weaker"
@@ -46,6 +46,8 @@ class Finding(msgspec.Struct, frozen=True):
 
 #: What landlock isolation does without.
 NAMESPACE_LAYERS = ("namespaces", "view")
+#: What full isolation does without.
+SHARED_LAYERS = ("temporary",)
 #: BPF_RET|BPF_K with SECCOMP_RET_ALLOW (linux/filter.h): a filter that refuses nothing.
 _ALLOW_ALL = struct.pack("=HBBI", 0x06, 0, 0, 0x7FFF0000)
 _JOURNALD = "/run/systemd/journal/socket"
@@ -65,6 +67,7 @@ def probe(state: Path) -> list[Finding]:
         names(),
         user_namespaces(),
         view(),
+        temporary(),
         landlock_floor(),
         seccomp_notify(),
         exec_stop(),
@@ -250,6 +253,17 @@ def view() -> Finding:
     )
 
 
+def temporary() -> Finding:
+    """Make the directories that stand for a /tmp of its own in landlock isolation."""
+    try:
+        own = confine.Own.make()
+    except OSError as problem:
+        hint = "mount a tmpfs at /tmp; full isolation has one of its own"
+        return Finding("temporary", State.MISSING, f"/tmp: {problem.strerror}", hint)
+    own.remove()
+    return Finding("temporary", State.OK, "/tmp, /dev/shm" if own.shared else "/tmp, no /dev/shm")
+
+
 def landlock_floor() -> Finding:
     """Ask for the ABI, and build the floor."""
     abi = linux.landlock_abi()
@@ -392,4 +406,4 @@ def journald() -> Finding:
         except OSError as problem:
             found = f"{_JOURNALD}: {os.strerror(problem.errno or 0)}"
             return Finding("journald", State.WEAKER, found, hint)
-    return Finding("journald", State.OK, f"{_JOURNALD} answers")
+    return Finding("journald", State.OK, f"{_JOURNALD} is there")

@@ -22,8 +22,9 @@ def doctor_command(as_json: bool) -> int:
     from safeclaw.daemon import probes
 
     findings = probes.probe(Path(client.state_directory(dict(os.environ))))
-    missing = [finding for finding in findings if finding.state is probes.State.MISSING]
-    without = [finding for finding in missing if finding.layer not in probes.NAMESPACE_LAYERS]
+    absent = [finding for finding in findings if finding.state is probes.State.MISSING]
+    missing = [finding for finding in absent if finding.layer not in probes.SHARED_LAYERS]
+    without = [finding for finding in absent if finding.layer not in probes.NAMESPACE_LAYERS]
     if as_json:
         import msgspec
 

@@ -17,8 +17,8 @@ import pytest
 from tests.system.conftest import Person
 
 LAYERS = (
-    "machine", "python", "modules", "libseccomp", "names", "namespaces", "view", "landlock",
-    "seccomp", "exec stop", "cgroup", "disk", "clock", "journald",
+    "machine", "python", "modules", "libseccomp", "names", "namespaces", "view", "temporary",
+    "landlock", "seccomp", "exec stop", "cgroup", "disk", "clock", "journald",
 )  # fmt: skip
 #: In a user namespace of its own, in which no further one may be made.
 NO_NAMESPACES = (
@@ -42,6 +42,7 @@ def states(person: Person, *before: str) -> tuple[int, dict[str, str], dict[str,
     value = json.loads(done.stdout)
     assert value["full_isolation"] == (done.returncode == 0)
     absent = {layer["layer"] for layer in value["layers"] if layer["state"] == "missing"}
+    assert value["full_isolation"] == (absent <= {"temporary"})
     assert value["landlock_isolation"] == (absent <= {"namespaces", "view"})
     assert all(layer["hint"] for layer in value["layers"] if layer["state"] != "ok")
     return (
@@ -100,6 +101,23 @@ def test_in_a_chroot_it_says_so_and_a_run_fails_too(person: Person, new_root: Pa
     assert found["namespaces"] == "missing"
     assert "chroot" in hints["namespaces"]
     assert behind(person, before, "run", "--", "true").returncode == 125
+
+
+def test_with_a_tmp_that_cannot_be_written_only_full_isolation_works(person: Person) -> None:
+    base = shlex.quote(str(person.base))
+    mounts = (
+        f"mount --rbind /tmp /tmp && mount --bind {base} {base} && "
+        f'mount -o remount,bind,ro /tmp && cd {base}/workspace && exec "$@"'
+    )
+    read_only = ("unshare", "--mount", "--user", "--map-current-user", "--keep-caps")
+    read_only = (*read_only, "sh", "-c", mounts, "sh")
+    status, found, hints = states(person, *read_only)
+    assert status == 0
+    assert {name for name, state in found.items() if state == "missing"} == {"temporary"}
+    assert "/tmp" in hints["temporary"]
+    assert behind(person, read_only, "run", "--", "true").returncode == 0
+    without = behind(person, read_only, "run", "--isolation", "landlock", "--", "true")
+    assert (without.returncode, "/tmp" in without.stderr) == (125, True)
 
 
 def test_under_another_listener_there_can_be_no_second_one(person: Person) -> None:
