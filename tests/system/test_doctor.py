@@ -109,8 +109,10 @@ def test_with_a_tmp_that_cannot_be_written_only_full_isolation_works(person: Per
         f"mount --rbind /tmp /tmp && mount --bind {base} {base} && "
         f'mount -o remount,bind,ro /tmp && cd {base}/workspace && exec "$@"'
     )
-    read_only = ("unshare", "--mount", "--user", "--map-current-user", "--keep-caps")
-    read_only = (*read_only, "sh", "-c", mounts, "sh")
+    read_only = (
+        *("unshare", "--mount", "--user", "--map-current-user", "--keep-caps"),
+        *("sh", "-c", mounts, "sh"),
+    )
     status, found, hints = states(person, *read_only)
     assert status == 0
     assert {name for name, state in found.items() if state == "missing"} == {"temporary"}
