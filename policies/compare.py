@@ -27,6 +27,7 @@ from safeclaw.policies.cover import Atom, Command, Place
 from safeclaw.policies.document import Assurance, Effect, Environment, Mode, Policy, Rule
 from safeclaw.policies.moves import REACHES
 from safeclaw.policies.reach import SYSTEM, names_to_resolve
+from safeclaw.policies.spared import Spared
 
 #: How many rules are held against each other before it is given up.
 _MOST = 3_000_000
@@ -76,11 +77,28 @@ class _Side:
         self.rules = compile_policy(policy, _NOWHERE, runtime).rules
         self.world = cover.world(self.rules, frozenset(names_to_resolve(policy.rules)))
         self.atoms = [atom for at, rule in enumerate(self.rules) for atom in cover.atoms(at, rule)]
+        #: The exceptions that are ones wherever the workspace and the home lie, and that may be.
+        self.spared, self.perhaps_spared = (
+            Spared(
+                self.rules,
+                workspace=cover.WORKSPACE,
+                home=cover.HOME,
+                leads={},
+                where=where,
+            )
+            for where in (_nowhere, _where)
+        )
 
     def about(self, action: str) -> Iterator[Atom]:
         for atom in self.atoms:
             if covers(atom.action, action) or covers(action, atom.action):
                 yield atom
+
+    def refusing(self, at: int) -> Iterator[Rule]:
+        """Yield the rules after one that refuse by place."""
+        for rule in self.rules[at + 1 :]:
+            if rule.effect is not Effect.ALLOW and rule.paths:
+                yield rule
 
     def opens(self, action: str) -> bool:
         return any(atom.level for atom in self.about(action))
@@ -247,6 +265,57 @@ class _Proof:
                 continue
             if not any(_holds_back(other, rule) for other in kept):
                 yield _finding(rule, "it kept files from being moved, and is no more")
+        for at, rule in enumerate(self._old.rules):
+            if at in self._old.perhaps_spared and not any(
+                self._spares(other, at) for other in range(len(self._new.rules))
+            ):
+                yield _finding(rule, "it kept files from being moved there, and is no more")
+
+        yield from self._asked(kept)
+
+    def _asked(self, kept: list[Rule]) -> Iterator[Finding]:
+        """A move that a rule which allows kept from being made may be asked about."""
+        doors = any(
+            rule.paths and any(covers(one, action) for one in rule.actions for action in REACHES)
+            for rule in self._old.rules
+            if rule.effect is Effect.ALLOW
+        )
+        if not doors and not any(
+            at in self._old.perhaps_spared for at in range(len(self._old.rules))
+        ):
+            return
+        refused = [rule for rule in self._old.rules if rule.effect is not Effect.ALLOW]
+        for rule in kept:
+            if rule.effect is Effect.ASK and not any(
+                {*one.paths} == {*rule.paths} and one.effect is Effect.ASK for one in refused
+            ):
+                yield _finding(rule, "it asks about moves that were refused")
+
+    def _spares(self, new: int, old: int) -> bool:
+        """Whether an exception of the new side keeps files from where one of the old did."""
+        self._count()
+        rule, other = self._new.rules[new], self._old.rules[old]
+        if not _same_places(rule, other):
+            return False
+        # one that is an exception in some places only is so in the same, if all else refuses there
+        if new not in self._new.spared and not (
+            new in self._new.perhaps_spared
+            and all(
+                any(_same_places(one, each) for one in self._new.refusing(new))
+                for each in self._old.refusing(old)
+            )
+        ):
+            return False
+        vouched = [
+            {*one.paths}
+            for at, one in enumerate(self._old.rules)
+            if self._old.spared.vouches(at, old)
+        ]
+        return all(
+            any({*one.paths} <= paths for paths in vouched)
+            for at, one in enumerate(self._new.rules)
+            if self._new.spared.vouches(at, new)
+        )
 
     def _reached(self) -> Iterator[Finding]:
         """What a name opens as a socket has to be open by the old one, too, to be given it."""
@@ -266,6 +335,23 @@ class _Proof:
                         rule, "it kept files from being given such names, and is no more"
                     )
         self._left = back._left
+
+
+def _same_places(new: Rule, old: Rule) -> bool:
+    """Whether a rule is about the same places, and about as many actions."""
+    return {*new.paths} == {*old.paths} and {*new.actions} >= {*old.actions}
+
+
+def _nowhere(_: str) -> str:
+    return ""
+
+
+def _where(prefix: str) -> str:
+    """Return where a directory is that a glob begins with; "": among the system's."""
+    for place in (cover.WORKSPACE, cover.HOME):
+        if prefix == place or prefix.startswith(f"{place}/"):
+            return place
+    return "" if any(f"{prefix}/".startswith(f"{place}/") for place in SYSTEM) else "/"
 
 
 def _holds_back(new: Rule, old: Rule) -> bool:

@@ -288,6 +288,8 @@ class CompiledPolicy:
             place, at = obstacle
             rule = PROTECTED if at is None else self.rules[at].id
             reason = f"the move would carry what lies at {printable(place)} past this rule"
+            if at is not None and self.rules[at].effect is Effect.ALLOW:
+                reason = f"the move would have this rule allow what lies at {printable(place)}"
             return Verdict(Decision.DENY, rule, reason), at
         return answer
 

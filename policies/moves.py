@@ -6,9 +6,11 @@ moving a directory out of ``src`` would get round one on ``src/**/*.pem``.  So a
 move is only harmless if, below both of its ends, every denying rule looks for
 the same things: then what is denied before is denied after, and the reverse.
 A Unix socket is reached only by a rule that allows its path, so nothing may move to
-where such rules look for what they did not look for before.  And where a denying rule
-spells the way to what it looks for, no symbolic link may come to stand: what is made where
-it leads would be found by the name that is denied.
+where such rules look for what they did not look for before.  Nor to where a rule allows some of
+what a later one denies (:mod:`~safeclaw.policies.spared`), which it did not allow before: moving
+``certs`` to ``site-packages`` would get what lies in it past a rule on ``*.pem`` that those are
+spared.  And where a denying rule spells the way to what it looks for, no symbolic link may come
+to stand: what is made where it leads would be found by the name that is denied.
 
 What the globs look for below a place is the state of an automaton that has read
 the place's components, all globs at once.  It is made as far as it is needed,
@@ -17,12 +19,13 @@ and remembered: a rename costs the same however many rules deny.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from safeclaw.policies.buckets import covers
 from safeclaw.policies.document import Effect, Rule
 from safeclaw.policies.glob import Part, PathGlob, Word, led, path_globs
 from safeclaw.policies.index import Prefixes, ancestors
+from safeclaw.policies.spared import Spared
 
 #: What can be done to a socket by any of its names.
 REACHES = ("network.connect", "network.send")
@@ -31,11 +34,14 @@ _REMEMBERED = 1024
 
 
 class Moves:
-    """The denying path rules of a policy, those that open sockets, and what no rule can open."""
+    """The denying path rules of a policy, what they are spared, and what no rule can open.
+
+    And those that open sockets.
+    """
 
     def __init__(
         self,
-        rules: Iterable[Rule],
+        rules: Sequence[Rule],
         kept: Iterable[str],
         *,
         workspace: str,
@@ -45,22 +51,33 @@ class Moves:
         self._kept = Prefixes(dict.fromkeys(kept))
         prefixes: dict[str, int | None] = {}
         opened: dict[str, int | None] = {}
+        sparing: dict[str, int | None] = {}
         granting: set[int] = set()
+        self._spared = Spared(rules, workspace=workspace, home=home, leads=leads)
         globs: list[tuple[int, PathGlob]] = []
         for at, rule in enumerate(rules):
-            known = prefixes
+            known: list[dict[str, int | None]] = [prefixes]
             if rule.effect is Effect.ALLOW:
-                if not any(covers(one, action) for one in rule.actions for action in REACHES):
+                known = []
+                if any(covers(one, action) for one in rule.actions for action in REACHES):
+                    known.append(opened)
+                    granting.add(at)
+                if at in self._spared:
+                    known.append(sparing)
+                if not known and not self._spared.counts(at):
                     continue
-                known = opened
-                granting.add(at)
             for text in rule.paths:
                 for written in path_globs(text, workspace=workspace, home=home):
                     for glob in led(written, leads):
-                        known.setdefault(glob.prefix, at)
+                        for one in known:
+                            one.setdefault(glob.prefix, at)
                         globs.append((at, glob))
         self._prefixes = Prefixes(prefixes)
         self._opened = Prefixes(opened)
+        self._sparing = Prefixes(sparing)
+        self._refusing = frozenset(
+            at for at, rule in enumerate(rules) if rule.effect is not Effect.ALLOW
+        )
         self._granting = frozenset(granting)
         self._looks = _Looks(globs)
 
@@ -72,7 +89,8 @@ class Moves:
                 below = prefixes.below(end)
                 if below is not None:
                     return below
-        below = self._opened.below(to)
+        # a rule on one file alone is not about what is carried to it
+        below = self._opened.below(to) or self._sparing.below(f"{to}/")
         if below is not None:
             return below
         before, after = self._looks.below(path), self._looks.below(to)
@@ -81,8 +99,14 @@ class Moves:
         found, other = self._looks.by_rule(before), self._looks.by_rule(after)
         had = frozenset[tuple[Part, ...]]().union(*(found.get(at, ()) for at in self._granting))
         differing = {at for at in found.keys() | other.keys() if found.get(at) != other.get(at)}
-        differing -= {at for at in self._granting if other.get(at, had) <= had}
-        return (path, min(differing)) if differing else None
+        forbidding = {
+            at
+            for at in differing
+            if at in self._refusing
+            or (at in self._granting and not other.get(at, had) <= had)
+            or (at in self._spared and not self._spared.allows(at, other.get(at), found))
+        }
+        return (path, min(forbidding)) if forbidding else None
 
     def link_obstacle(self, path: str) -> tuple[str, int | None] | None:
         """Return what forbids a symbolic link at ``path``: a path or place, and its rule.
@@ -94,7 +118,7 @@ class Moves:
             below = prefixes.below(path)
             if below is not None:
                 return below
-        spelled = self._looks.spelled(path).difference(self._granting)
+        spelled = self._looks.spelled(path) & self._refusing
         return (path, min(spelled)) if spelled else None
 
 

@@ -82,6 +82,7 @@ def _files() -> list[Attack]:
         Attack("address_named", "address_change.py", "outside", root_only=True, word="named"),
         Attack("reader_for_a_moment", "reader_for_a_moment.py", "literal-names"),
         Attack("link_in_place", "link_in_place.py", "links-in-rules"),
+        Attack("move_to_spared", "move_to_spared.py", "spared"),
         Attack("magic_root", "magic_root.py", "outside"),
         # map_files wants a capability, so only root's control can work
         Attack("map_files", "map_files.py", "outside", root_only=True),
@@ -201,6 +202,7 @@ ATTACKS = tuple(
 POLICY = """\
 version: "1.0"
 rules:
+  - {action: file.read, path: "**/spared/**/key", effect: allow, reason: no secret there}
   - {action: [file.read, file.write], path: "**/secrets/**", effect: deny, reason: secret}
   - {action: [file.read, file.write], path: "*/held/deep/**", effect: deny, reason: held}
   - {action: file.read, path: "**/dropped/**", effect: deny, reason: for writing}

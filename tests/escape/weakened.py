@@ -20,7 +20,7 @@ from safeclaw.daemon import gate as daemon_gate
 from safeclaw.daemon import kept, launching
 from safeclaw.daemon.cli import run
 from safeclaw.daemon.cli.main import main
-from safeclaw.policies import compiled, moves
+from safeclaw.policies import compiled, moves, spared
 from safeclaw.policies.model import Attempt, Decision, Verdict
 from safeclaw.sandbox import (
     binding,
@@ -240,6 +240,20 @@ def _links_in_rules() -> None:
     _replace(moves.Moves, "link_obstacle", _nothing)
 
 
+def _spared() -> None:
+    def no(*_: object) -> bool:
+        return False
+
+    _replace(spared.Spared, "__contains__", no)
+
+
+def _unturned() -> None:
+    def all_of_them(_: object, places: tuple[str, ...]) -> tuple[str, ...]:
+        return places
+
+    _replace(launching, "_unturned", all_of_them)
+
+
 def _caseless() -> None:
     def nowhere(*_: object) -> tuple[str, ...]:
         return ()
@@ -270,6 +284,8 @@ DEFENCES = {
     "others-names": _others_names,  # that no server is asked for what is outside the view
     "own-code": _own_code,  # that what safeclaw imports is not written, nor lies in the workspace
     "links-in-rules": _links_in_rules,  # that no link stands on the way to what a rule refuses
+    "spared": _spared,  # that nothing is moved to where a rule allows what another denies
+    "unturned": _unturned,  # that no place is in the view to which an agent's link leads
     "caseless": _caseless,  # that nothing is allowed where names are without regard to case
     "view": _view,  # that only what a rule can name exists
 }
