@@ -317,6 +317,9 @@ class Resolver:
             if name in ("", ".", ".."):
                 raise error(nameless.value[("", ".", "..").index(name)])
             directory = Pinned(fd, self.canonical(caller, self.path_of(fd)))
+            # SAFETY: names are made and removed there, too: cgroups, trace instances, BPF objects
+            if is_hosts(fd, directory.path):
+                raise error(errno.ENOENT)
             if self.confinement is not None:
                 self._require_shown(directory, name)
         except BaseException:

@@ -41,6 +41,13 @@ try:
     print("kernel")
 except OSError:
     pass
+try:
+    os.mkdir("chroot/bpf/made")
+    os.symlink("/nowhere", "chroot/bpf/link")
+    os.unlink("chroot/bpf/kept")
+    print("names")
+except OSError:
+    pass
 """
 
 
@@ -53,12 +60,16 @@ def chroot(person: Person, own_mounts: None) -> Iterator[Path]:
         folder.mkdir(parents=True)
     os.mknod(person.workspace / "chroot/dev/loop0", 0o660 | stat.S_IFBLK, os.makedev(7, 0))
     person.own()
-    kernel = place.parent / "sys"
+    kernel, names = place.parent / "sys", place.parent / "bpf"
     kernel.mkdir()
+    names.mkdir()
     subprocess.run(["mount", "-t", "proc", "proc", place], check=True)
     subprocess.run(["mount", "-t", "sysfs", "sysfs", kernel], check=True)
+    subprocess.run(["mount", "-t", "bpf", "bpf", names], check=True)
+    (names / "kept").symlink_to("/nowhere")
+    os.lchown(names / "kept", person.uid, -1)
     yield place
-    subprocess.run(["umount", "--lazy", place, kernel], check=True)
+    subprocess.run(["umount", "--lazy", place, kernel, names], check=True)
 
 
 @pytest.mark.parametrize("isolation", ["full", "landlock"])
@@ -82,4 +93,5 @@ def test_no_process_device_or_interface_of_the_host_is_opened(
         said, err = started.communicate(
             f"{started.pid} {' '.join(str(one.pid) for one in others)}\n"
         )
-    assert set(said.split()) == ({"words", "device", "kernel"} if defence else set()), err
+    found: set[str] = {"words", "device", "kernel", "names"} if defence else set()
+    assert set(said.split()) == found, err
