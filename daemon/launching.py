@@ -125,6 +125,24 @@ def writable(policy: CompiledPolicy, view: tuple[str, ...]) -> tuple[str, ...]:
     )
 
 
+def _unturned(policy: CompiledPolicy, places: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the places but for those that an agent could have made lead anywhere.
+
+    SAFETY: what is in the view can be looked at.  A link on the way to a place may be an earlier
+    session's; and what a rule allows is named as what it is, so that nothing is lost.
+    """
+    found = {program.found for program in policy.context.programs}
+    return tuple(
+        place
+        for place in places
+        if place in found
+        or not any(
+            _within(link, policy.context.workspace) or policy.writable(link)
+            for link in source.links(place)
+        )
+    )
+
+
 def absent(spec: LaunchSpec) -> tuple[str, ...]:
     """Return what the agent may write but cannot make, for it is not there at the start.
 
@@ -154,7 +172,7 @@ def spec(
     be let through and recorded, so it must exist.  ``state`` is the state directory.
     """
     context = policy.context
-    reach = ("/",) if observe else policy.view()
+    reach = ("/",) if observe else _unturned(policy, policy.view())
     # Named by themselves, too: /tmp in a view is the session's own, and what lies there is not.
     view = (*reach, context.workspace, *context.interpreter)
     network = observe or policy.names_network()
@@ -169,7 +187,7 @@ def spec(
             policy,
             tuple(path for path in view if path not in ("/tmp", "/var/tmp", *context.interpreter)),
         ),
-        executable_roots=("/",) if observe else policy.executable_roots(),
+        executable_roots=("/",) if observe else _unturned(policy, policy.executable_roots()),
         caseless=context.caseless,
         masked=tuple(
             path

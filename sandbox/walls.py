@@ -35,6 +35,8 @@ _PRIVATE = ("/tmp", "/var/tmp")
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 #: The kernel keeps some terminals back for the host; the bound is for other sessions.
 _DEVPTS = "newinstance,ptmxmode=0666,mode=620,max=256"
+#: path_resolution(7)
+_LINKS_MAX = 40
 _IFF_UP_RUNNING = 0x1 | 0x40
 _SIOCGIFFLAGS, _SIOCSIFFLAGS = 0x8913, 0x8914
 
@@ -103,14 +105,18 @@ def _within(path: str, root: str) -> bool:
     return root == "/" or path == root or path.startswith(root + "/")
 
 
-def _links(path: str) -> Iterator[Step]:
-    """Yield the symbolic links that stand on the way of ``path``."""
+def _links(path: str, depth: int = 0) -> Iterator[Step]:
+    """Yield the symbolic links that stand on the way of ``path``; ``depth``: how many came before.
+
+    As many as the kernel follows: in a circle there is no end of them.
+    """
     current = ""
     for part in path.strip("/").split("/"):
         current = f"{current}/{part}"
-        if os.path.islink(current):
-            yield Step("link", current, source=os.readlink(current))
-            yield from _links(os.path.join(os.path.dirname(current), os.readlink(current)))
+        if os.path.islink(current) and depth < _LINKS_MAX:
+            leads = os.readlink(current)
+            yield Step("link", current, source=leads)
+            yield from _links(os.path.join(os.path.dirname(current), leads), depth + 1)
             return
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+
 import pytest
 
-from tests.system.conftest import Person, options_here
+from tests.system.conftest import ROOT, Person, options_here
 
 POLICY = """\
 version: "1.0"
@@ -62,3 +65,47 @@ def test_no_other_program_goes_by_the_name_of_an_allowed_one(person: Person, who
     program = "/usr/bin/env" if who == "agent" else "/usr/bin/git"
     done = person.safeclaw(*run, f"exec -a git {program} --version", PATH=path)
     assert ("version" in done.stdout) is (who == "person"), done.stderr
+
+
+PLACE = """\
+version: "1.0"
+rules:
+  - {action: [file.read, file.write], path: "out/**", effect: allow}
+  - {action: shell.execute, command: ["stat *", "ln *", "rmdir *"], effect: allow}
+"""
+
+
+@pytest.mark.parametrize("defence", ["unturned", ""])
+def test_where_a_link_in_the_workspace_leads_is_not_in_the_view(
+    person: Person, defence: str
+) -> None:
+    policy = person.base / "place.yaml"
+    policy.write_text(PLACE)
+    outside = person.base / "outside"
+    outside.mkdir()
+    (outside / "key").write_text("secret\n")
+    (person.workspace / "out").mkdir()
+    person.own()
+    if defence:
+        weakened = person.base / "weakened.py"
+        shutil.copy(ROOT / "tests/escape/weakened.py", weakened)
+        weakened.chmod(0o644)
+        person.program = [person.program[0], str(weakened), defence]
+    run = ("run", "--policy", str(policy), *options_here(), "--", "/bin/sh", "-c")
+    look = f"stat -c %s {outside}/key"
+    turned = person.safeclaw(*run, f"{look}; rmdir out && ln -s {outside} out")
+    assert (turned.returncode, turned.stdout) == (0, ""), turned.stderr
+    done = person.safeclaw(*run, look)
+    assert done.stdout == ("7\n" if defence else ""), done.stderr
+
+
+def test_a_link_that_leads_to_itself_keeps_no_session_from_starting(person: Person) -> None:
+    policy = person.base / "place.yaml"
+    policy.write_text(PLACE)
+    os.symlink("again", person.workspace / "out")
+    os.symlink("out", person.workspace / "again")
+    person.own()
+    done = person.safeclaw(
+        "run", "--policy", str(policy), *options_here(), "--", "/bin/sh", "-c", "echo here"
+    )
+    assert (done.returncode, done.stdout) == (0, "here\n"), done.stderr
