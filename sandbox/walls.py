@@ -7,12 +7,14 @@ namespace only.  See mount_namespaces(7), user_namespaces(7), pivot_root(2).
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import os
 import socket
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import msgspec
 
@@ -223,18 +225,41 @@ def _place(path: str, *, directory: bool) -> str:
 
 
 def _bind(step: Step) -> None:
-    source = _OLD + step.path
     try:
-        place = _place(step.path, directory=stat.S_ISDIR(os.stat(source).st_mode))
+        _place(step.path, directory=stat.S_ISDIR(os.stat(_OLD + step.path).st_mode))
     except FileExistsError:
         return
     except OSError:
         if os.path.lexists("/.new" + step.path):
             return
         raise
-    linux.mount(source, place, None, linux.MS_BIND | linux.MS_REC)
+    # SAFETY: an agent of another session may turn a directory of its own into a link meanwhile.
+    # What is canonical leads over none; what has one by now is not there.
+    try:
+        with _still(_OLD, step.path) as source, _still("/.new", step.path) as place:
+            linux.mount(source, place, None, linux.MS_BIND | linux.MS_REC)
+    except OSError as problem:
+        if problem.errno == errno.ELOOP:
+            return
+        raise
     if not step.writable:
-        linux.make_read_only(place)
+        with _still("/.new", step.path) as place:
+            linux.make_read_only(place)
+
+
+@contextlib.contextmanager
+def _still(root: str, path: str) -> Generator[str]:
+    """Hold what lies at a path below a root, over no symbolic link; give another name for it."""
+    above = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        resolve = linux.RESOLVE_IN_ROOT | linux.RESOLVE_NO_SYMLINKS
+        held = linux.openat2(above, os.fsencode(path), os.O_PATH | os.O_CLOEXEC, 0, resolve)
+    finally:
+        os.close(above)
+    try:
+        yield f"{_OLD}/proc/self/fd/{held}"
+    finally:
+        os.close(held)
 
 
 def _link(step: Step) -> None:
