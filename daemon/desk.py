@@ -257,6 +257,8 @@ class Desk:
         for session in self.lookout.tick():
             reply = control.Reply(self.authority.policies.told())
             self._say_later(session, control.encode(reply))
+            # it goes out in the loop's next turn: where nothing is new, no commit would have one
+            self._house.wake()
         for session in self._readers.reap():
             reply = control.Reply(error="the reading was broken off", hint="try again")
             self._house.send(session, control.encode(reply))
