@@ -19,7 +19,7 @@ from safeclaw.daemon.channel import Channel
 from safeclaw.daemon.cli.options import USAGE, Options, parse
 from safeclaw.daemon.gate import Gate
 from safeclaw.daemon.line import GRACE, Reconnect
-from safeclaw.errors import SafeclawError, UsageError
+from safeclaw.errors import SafeclawError, UsageError, WallError
 from safeclaw.policies.model import Attempt, Verdict, printable
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def run(words: list[str]) -> int:
     if options.help:
         sys.stdout.write(USAGE)
         return 0
+    _require_utf8()
     ignored = _ignored()
     workspace = _workspace(options)
     _import_nothing_from(workspace)
@@ -47,6 +48,20 @@ def run(words: list[str]) -> int:
         return _Run(options, workspace, state, connection, ignored).run()
     finally:
         connection.finish()
+
+
+def _require_utf8() -> None:
+    """Raise WallError where the locale has names read otherwise than policies, which are UTF-8.
+
+    SAFETY: a rule that denies a name with letters beyond ASCII would match nothing.
+    """
+    encoding = sys.getfilesystemencoding()
+    if encoding != "utf-8":
+        raise WallError(
+            f"this locale has names of files read as {encoding}, and policies are UTF-8: no rule "
+            "on a name with letters beyond ASCII could hold",
+            hint="LC_ALL=C.UTF-8 safeclaw run …; and PYTHONUTF8 unset, if it is 0",
+        )
 
 
 def _ignored() -> tuple[int, ...]:

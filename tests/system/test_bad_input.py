@@ -34,6 +34,17 @@ def refused(person: Person, status: int, *words: str, run: tuple[str, ...], **mo
     assert not (person.workspace / "ran").exists()
 
 
+# --- locales
+
+
+def test_a_locale_in_which_names_are_not_read_as_policies_is_refused(person: Person) -> None:
+    # without these two Python reads the C locale's names as UTF-8
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    hint = "LC_ALL=C.UTF-8"
+    refused(person, 125, "names of files read as ascii", hint, run=("--", *AGENT), **locale)
+    clear(person.safeclaw("run", "--", *AGENT, LC_ALL="C"), 0)
+
+
 # --- policies
 
 
