@@ -66,7 +66,7 @@ _NO_SECRETS = (
 )  # fmt: skip
 #: Neither in the workspace nor in the home: what is the session's own, or everybody's to read.
 _NO_SECRETS_ELSEWHERE = (
-    "/{tmp,var/tmp,dev,proc,sys,usr,lib,lib64,etc/ssl/certs,etc/ca-certificates,etc/pki/tls}/**",
+    "/{tmp,var/tmp,dev,proc,sys,usr,lib,lib64,etc/{ca-certificates,pki/ca-trust,ssl/certs}}/**",
     "/**/{cacert,ca-bundle,ca-certificates}.pem",
 )
 _OF_A_LOGIN = (

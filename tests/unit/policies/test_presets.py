@@ -24,6 +24,14 @@ def test_every_shipped_policy_loads_and_denies_secrets_writes_and_the_network(na
     assert (PRESETS / "runtime.yaml").is_file()
 
 
+def test_what_any_program_may_read_of_certificates_has_no_private_keys() -> None:
+    compiled = compile_policy(load_file(PRESETS / "default.yaml"), CONTEXT)
+    for path in ("ca-trust/extracted/pem/tls-ca-bundle.pem", "tls/cert.pem", "tls/openssl.cnf"):
+        assert ask(compiled, "file.read", f"/etc/pki/{path}")[0] == "allow"
+    for path in ("tls/private/localhost.key", "entitlement/1-key.pem", "consumer/key.pem"):
+        assert ask(compiled, "file.read", f"/etc/pki/{path}")[0] == "deny"
+
+
 def test_the_default_policy_opens_the_workspace_but_not_its_secrets() -> None:
     shown, text = find("default", Path("/ws"))
     compiled = compile_policy(load(text, name=shown), CONTEXT)
