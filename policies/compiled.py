@@ -40,7 +40,7 @@ ENVIRONMENT = "environment"
 _RENAME = "file.write.rename"
 _LINK = "file.write.link"
 #: What can be done to a file by any of its names.
-_CHANGES = ("file.write.modify", "file.write.metadata")
+CHANGES = ("file.write.modify", "file.write.metadata")
 _WRITES = ("file.write.create", "file.write.modify", "file.write.rename", _LINK)
 #: What makes a name lead to another file.
 _REPLACES = ("file.write.create", "file.write.rename", _LINK)
@@ -265,7 +265,7 @@ class CompiledPolicy:
             ends.append(("file.read", path))
         if action == _LINK:
             # SAFETY: nor a name by which it may be changed, where by this one it may not.
-            ends += [(change, path) for change in _CHANGES]
+            ends += [(change, path) for change in CHANGES]
         obstacle = None
         if action == _RENAME:
             obstacle = self._caseless.below(path) or self._caseless.below(to)

@@ -6,7 +6,7 @@ import json
 import re
 
 from safeclaw.errors import UsageError
-from safeclaw.policies.compiled import ENVIRONMENT, PROTECTED, CompiledPolicy
+from safeclaw.policies.compiled import CHANGES, ENVIRONMENT, PROTECTED, CompiledPolicy
 from safeclaw.policies.document import Effect
 from safeclaw.policies.model import (
     AddressTarget,
@@ -27,6 +27,11 @@ from safeclaw.policies.network import OWN_LOOPBACK, address, is_name
 _SOMEWHERE = "198.51.100.1"
 #: What refuses whatever a policy says.
 _BEYOND = (PROTECTED, "broker-lost", "violation")
+#: What the source of a rename or a link has to be allowed beside (``compiled``).
+BESIDE = {
+    "file.write.rename": ("file.read",),
+    "file.write.link": ("file.read", *CHANGES),
+}
 _SPECIAL = re.compile(r"([\\*?\[\]{}])")
 
 
@@ -43,8 +48,8 @@ def suggest_line(attempt: Attempt, workspace: str | None = None) -> str:
             condition = f"command: {quoted(shell_word(_relative(path, workspace)) + ' *')}"
         case FileTarget(path, to):
             if to is not None:
-                # Both ends, and what is moved must be readable too.
-                action = f"[{action}, file.read]"
+                # both ends, and what the source has to be allowed beside
+                action = f"[{', '.join((action, *BESIDE.get(action, ())))}]"
             texts = [_path(item, workspace) for item in (path, to) if item is not None]
             condition = f"path: {texts[0] if len(texts) == 1 else '[' + ', '.join(texts) + ']'}"
         case SocketTarget(path) if path.startswith("@"):

@@ -34,7 +34,7 @@ _ENOUGH = 3
 #: How deep a directory must lie to be summed up, in the home and elsewhere on the host.
 _DEEP_IN_HOME, _DEEP = 2, 3
 #: Each session has its own, empty at its start.
-PRIVATE = ("/tmp", "/var/tmp")
+PRIVATE = ("/tmp", "/var/tmp", "/dev/shm")
 _MOST_VARIANTS = 6
 
 _OPTION = re.compile(r"--?[A-Za-z][A-Za-z-]{0,20}")
@@ -49,6 +49,13 @@ _TIME = re.compile(
 _TEMPLATE = re.compile(
     r"((?:sed|cc|tmp_[a-z]+_)(?=\w{6}\b)|tmp\.(?=\w{10}\b)|tmp(?=[a-z0-9_]{8}\b))(\w+)((?:\..*)?)"
 )
+#: Letters of both cases, or with digits among them after a mark; so mkstemp(3).
+_SIX = re.compile(
+    r"(?=.{0,5}[A-Z])(?=.{0,5}[a-z0-9])[A-Za-z0-9]{6}$"
+    r"|(?<=[-.])(?=.{0,5}\d)(?=.{0,5}[a-z])[a-z0-9]{6}$"
+)
+#: With digits among them, or after a mark what nobody could say; so Python's tempfile.
+_EIGHT = re.compile(r"(?=.{0,7}\d)[a-z0-9_]{8}$|(?<=[-.])(?=.{0,7}_|.{0,4}[^aeiouy]{4})[a-z_]{8}$")
 _RUNS_TEXT = ("-c", "-e", "-E", "--eval", "-m", "-jar")
 
 
@@ -197,9 +204,9 @@ def _without_randomness(name: str) -> str | None:
         return f"{glob_text(name[: number.start()])}[0-9]*"
     stem = name if name.startswith(".") else name.partition(".")[0]
     for begin in (name, stem):
-        if re.search(r"(?=.*[A-Z])(?=.*[a-z0-9])[A-Za-z0-9]{6}$", begin[-6:]):
+        if _SIX.search(begin):
             return f"{glob_text(begin[:-6])}??????{glob_text(name[len(begin) :])}"
-    if re.search(r"(?=.*\d)[a-z0-9_]{8}$", stem[-8:]):
+    if _EIGHT.search(stem):
         return f"{glob_text(stem[:-8])}????????{glob_text(name[len(stem) :])}"
     return None
 
@@ -260,8 +267,8 @@ def _kept(
             continue
         if runs_file and kept[-1:] != ["-jar"] and not _WORD.fullmatch(word):
             # a script is what an interpreter is asked to do
-            private = word.startswith(tuple(f"{own}/" for own in PRIVATE))
-            kept.append("/tmp/*" if private else glob_text(word))
+            private = next((own for own in PRIVATE if word.startswith(f"{own}/")), None)
+            kept.append(f"{private}/*" if private else glob_text(word))
             return tuple(kept), True
         if _WORD.fullmatch(word) and word not in files:
             kept.append(glob_text(word))

@@ -19,7 +19,7 @@ from safeclaw.errors import PolicyError
 from safeclaw.policies.compiled import CompiledPolicy, compile_policy
 from safeclaw.policies.context import Context
 from safeclaw.policies.document import MAX_BYTES, Policy
-from safeclaw.policies.explain import glob_text, quoted, shell_word, suggest_line
+from safeclaw.policies.explain import BESIDE, glob_text, quoted, shell_word, suggest_line
 from safeclaw.policies.generalise import (
     PRIVATE,
     STATED,
@@ -287,13 +287,12 @@ def _uses(taken: Iterable[Observed]) -> Iterator[tuple[str, str, int]]:
         action, target = item.attempt.action, item.attempt.target
         if not isinstance(target, FileTarget):
             continue
-        if action == "file.read" or target.to is not None:
-            # what is renamed or linked must be readable, too
-            yield "file.read", target.path, item.count
-        if action != "file.read":
-            for end in (target.path, target.to):
-                if end is not None:
-                    yield action, end, item.count
+        yield action, target.path, item.count
+        if target.to is not None:
+            yield action, target.to, item.count
+            for beside in BESIDE.get(action, ()):
+                # a change is counted by what was done
+                yield beside, target.path, item.count if beside == "file.read" else 0
 
 
 def _file_patterns(taken: Sequence[Observed], place: Place) -> tuple[list[Pattern], list[Pattern]]:

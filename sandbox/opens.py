@@ -14,11 +14,11 @@ from safeclaw.sandbox.pinning import (
     ABSENT,
     judge,
     judge_missing,
+    judge_with_read,
     new_mode,
     parent,
     path_argument,
     pin,
-    require_read,
 )
 from safeclaw.sandbox.resolve import (
     RESOLVE_LITERALLY,
@@ -268,8 +268,9 @@ def _open_existing(note: Notification, pinned: Pinned, flags: int) -> int | None
     access = flags & os.O_ACCMODE or flags & os.O_TRUNC
     if access and flags & os.O_ACCMODE != os.O_WRONLY:
         # SAFETY: opened to be cut (O_TRUNC) it can be read, too, when somebody has written again
-        require_read(note, pinned.path)
-    judge(note, "file.write.modify" if access else "file.read", pinned.path)
+        judge_with_read(note, "file.write.modify", pinned.path)
+    else:
+        judge(note, "file.write.modify" if access else "file.read", pinned.path)
     if kind == stat.S_IFIFO and not flags & os.O_NONBLOCK:
         _wait_for_fifo(note, pinned, flags)
         return None
@@ -311,8 +312,9 @@ def _create(note: Notification, dirfd: int, path: str, flags: int, mode: int) ->
                 return leads if leads.startswith("/") else join(directory.path, leads)
         if flags & os.O_ACCMODE != os.O_WRONLY:
             # SAFETY: it can read what somebody else writes there later
-            require_read(note, here)
-        judge(note, "file.write.create", here)
+            judge_with_read(note, "file.write.create", here)
+        else:
+            judge(note, "file.write.create", here)
         try:
             # SAFETY: O_EXCL, because a file that has come meanwhile was not judged: to make one
             # is not to change one.

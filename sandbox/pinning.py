@@ -97,6 +97,20 @@ def judge(
     note.judge(Attempt(action, FileTarget(path, to, link)))
 
 
+def judge_with_read(note: Notification, action: str, path: str) -> None:
+    """Have a change judged through which the file can be read as well: both are recorded.
+
+    The read first where it may be refused or a person has to be asked, and once in any case.
+    """
+    read = Attempt("file.read", FileTarget(path))
+    allowed = note.mediator.gate.peek(read).decision is Decision.ALLOW
+    if not allowed:
+        note.judge(read)
+    judge(note, action, path)
+    if allowed:
+        note.judge(read)
+
+
 def require_flags(flags: int, known: int) -> None:
     """Raise EINVAL for a flag that the call has not: it would be carried out without it."""
     if flags & ~known:

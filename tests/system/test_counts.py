@@ -4,8 +4,9 @@ The same program runs on two copies of one workspace.  Which line of strace is
 which action:
 
 * ``openat`` with O_CREAT is ``file.write.create`` (this agent uses it for new names and
-  with O_EXCL only), else O_WRONLY, O_RDWR or O_TRUNC is ``file.write.modify``, else it
-  is ``file.read``; ``truncate`` is ``file.write.modify``;
+  with O_EXCL only), else O_WRONLY, O_RDWR or O_TRUNC is ``file.write.modify``, and each without
+  O_WRONLY is ``file.read`` as well; else it is ``file.read``; ``truncate`` is
+  ``file.write.modify``;
 * ``mkdir``, ``mknod``, ``symlink`` are ``file.write.create``; ``link``, ``rename``,
   ``unlink`` and ``rmdir``, ``chmod`` are ``file.write.link``, ``.rename``, ``.delete``,
   ``.metadata``; each with its ``…at`` forms;
@@ -119,6 +120,8 @@ def traced(person: Person, where: Path, command: list[str], **more: str) -> Coun
             assert call is not None, line
             name, arguments = call.groups()
             found[action(name, arguments)] += 1
+            if re.search(r"O_(CREAT|RDWR|TRUNC)", arguments) and "O_WRONLY" not in arguments:
+                found["file.read"] += 1
             if name == "execve" and arguments.startswith('"/usr/bin/id"'):
                 break
     found["shell.execute"] -= 1

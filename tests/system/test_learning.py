@@ -136,6 +136,66 @@ def test_an_observed_run_is_let_through_and_its_suggestion_fits_it(
     assert (person.workspace / "data/in.txt").read_text() == "data\n"
 
 
+#: What asks for more than its name says, or for names that nobody chose.
+MUCH = """
+import ctypes, fcntl, multiprocessing, os, shutil, socket, sqlite3, subprocess, tempfile
+
+os.link("pre/a", "pre/linked")
+assert ctypes.CDLL(None).renameat2(-100, b"pre/a", -100, b"pre/b", 2) == 0
+os.close(os.open("pre/a", os.O_RDWR))
+os.close(os.open("pre/b", os.O_RDONLY | os.O_TRUNC))
+with tempfile.NamedTemporaryFile("w", dir=".", delete=False) as made:
+    made.write("made")
+os.rename(made.name, "final")
+shutil.rmtree(tempfile.mkdtemp())
+tempfile.TemporaryFile(dir="pre").close()
+with open("lock", "w+") as lock:
+    fcntl.lockf(lock, fcntl.LOCK_EX)
+os.unlink("lock")
+base = sqlite3.connect("base.db")
+base.execute("pragma journal_mode=wal")
+base.execute("create table t (a)")
+base.commit()
+base.close()
+multiprocessing.Lock()
+listening = socket.socket(socket.AF_UNIX)
+listening.bind("pre/socket")
+listening.listen()
+socket.socket(socket.AF_UNIX).connect("pre/socket")
+with socket.socket() as served:
+    served.bind(("127.0.0.1", 0))
+    served.listen()
+    socket.create_connection(served.getsockname()).close()
+script = "sort -o pre/linked pre/linked; sed -i s/a/b/ pre/linked; mv $(mktemp -p .) kept; ls"
+subprocess.run(["sh", "-c", script], check=True, stdout=subprocess.DEVNULL)
+print("all of it")
+"""
+
+
+def test_what_was_observed_under_a_policy_that_allows_it_is_suggested_whole(
+    person: Person,
+) -> None:
+    def run_anew(*options: str) -> None:
+        for name in os.listdir(person.workspace):
+            if name not in ("agent.py", "suggested.yaml"):
+                path = person.workspace / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for name in ("a", "b"):
+            person.write(f"pre/{name}", name)
+        person.own()
+        done = person.safeclaw("run", *options, "--", "/usr/bin/python3", "agent.py")
+        assert (done.returncode, done.stdout) == (0, "all of it\n"), done.stderr
+        assert "denied" not in done.stderr
+
+    person.write("agent.py", MUCH)
+    run_anew("--observe")
+    person.write("suggested.yaml", person.safeclaw("policy", "suggest").stdout)
+    run_anew("--policy", "suggested.yaml")
+    read = person.records("--action", "file.read", "--decision", "allow")
+    # to lock a file it was made, and opened to be read as well
+    assert sum("/lock" in str(record["target"]) for record in read) == 2
+
+
 def test_what_is_protected_stays_so_under_observation(person: Person) -> None:
     in_force = person.write(".safeclaw/policy.yaml", NOTHING)
     state = person.state / "safeclaw"

@@ -266,6 +266,9 @@ def test_a_time_in_a_name_stands_for_the_next_one() -> None:
         ("own.PaWlPX", "own.??????"),
         (".own.c.PaW123", ".own.c.??????"),
         ("own-PaWlPX.c", "own-??????.c"),
+        ("own-3ie8z4", "own-??????"),
+        ("own-oilckroy.c", "own-????????.c"),
+        ("own-a_bcedef.c", "own-????????.c"),
         ("own-a1b_cdef.tar.gz", "own-????????.tar.gz"),
         ("own-a1b_c678", "own-????????"),
         ("own-12345678", "own-[0-9]*"),
@@ -284,7 +287,10 @@ def test_every_name_that_pythons_tempfile_makes_up_stands_for_the_next_one(drawn
     }
 
 
-@pytest.mark.parametrize("name", ["index.lock", "HEAD.lock", "build", "maintenance.lock", "out"])
+@pytest.mark.parametrize(
+    "name",
+    ["index.lock", "HEAD.lock", "build", "maintenance.lock", "out", "x-original", "x-report"],
+)
 def test_a_plain_name_that_came_and_went_is_itself(name: str) -> None:
     assert temporary_names([f"/ws/{name}"], [f"/ws/{name}"]) == {}
 
