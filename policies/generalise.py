@@ -45,9 +45,9 @@ _TIME = re.compile(
     r"(?<!\d)20\d\d[-_.]?[01]\d[-_.]?[0-3]\d[-_.T ]?[0-2]\d[-_.:]?[0-5]\d[-_.:]?[0-5]\d"
     r"([-_.]?\d{3,9})?(?!\d)"
 )
-#: What sed(1), compilers, git(1), mktemp(1) and Python call theirs, whatever the letters look like.
+#: What sed(1), perl(1), compilers, git(1), mktemp(1) and Python call theirs, however it looks.
 _TEMPLATE = re.compile(
-    r"((?:sed|cc|tmp_[a-z]+_)(?=\w{6}\b)|tmp\.(?=\w{10}\b)|tmp(?=[a-z0-9_]{8}\b))(\w+)((?:\..*)?)"
+    r"((?:sed|cc|XX|tmp_[a-z]+_)(?=\w{6}\b)|tmp\.(?=\w{10}\b)|tmp(?=[a-z0-9_]{8}\b))(\w+)((?:\..*)?)"
 )
 #: Letters of both cases, or with digits among them after a mark; so mkstemp(3).
 _SIX = re.compile(
