@@ -177,8 +177,11 @@ def temporary_names(made: Iterable[str], gone: Iterable[str]) -> dict[str, str]:
     made, gone = set(made), set(gone)
     found: dict[str, str] = {}
     for path in made:
-        name = path[path.rfind("/") + 1 :]
-        known = _without_randomness(name) if path in gone else None
+        place, _, name = path.rpartition("/")
+        known = None
+        if path in gone:
+            # whatever it looks like, where all is the session's own: Python tries /tmp so
+            known = "?" * len(name) if place in PRIVATE else _without_randomness(name)
         timed = _TIME.search(name)
         if known is None and timed is not None:
             marks = "".join("?" if char.isdigit() else glob_text(char) for char in timed[0])

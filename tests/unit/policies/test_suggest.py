@@ -296,6 +296,10 @@ def test_a_plain_name_that_came_and_went_is_itself(name: str) -> None:
     assert temporary_names([f"/ws/{name}"], [f"/ws/{name}"]) == {}
 
 
+def test_what_came_and_went_in_the_sessions_own_tmp_had_no_name_that_anybody_chose() -> None:
+    assert temporary_names(["/tmp/oilickoy"], ["/tmp/oilickoy"]) == {"/tmp/oilickoy": "????????"}
+
+
 def test_a_name_that_stayed_is_not_temporary() -> None:
     assert temporary_names(["/ws/tmpab12cd_9"], []) == {}
 
