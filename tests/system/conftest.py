@@ -61,7 +61,10 @@ class Person:
             entry = pwd.getpwnam(self.name)
             for path in (self.base, *self.base.rglob("*")):
                 with contextlib.suppress(FileNotFoundError):  # a broker may still be at work there
-                    os.chown(path, entry.pw_uid, entry.pw_gid, follow_symlinks=False)
+                    owner = path.lstat()
+                    # what is this person's already keeps its ctime, by which git knows it
+                    if (owner.st_uid, owner.st_gid) != (entry.pw_uid, entry.pw_gid):
+                        os.chown(path, entry.pw_uid, entry.pw_gid, follow_symlinks=False)
 
     def write(self, name: str, text: str, mode: int = 0o644) -> Path:
         """Write a file into the workspace."""

@@ -24,6 +24,10 @@ def prepare(person: Person, example: str) -> None:
     shutil.copy(ROOT / "examples" / f"{example}.py", workspace)
     (workspace / "secrets" / "token.txt").write_text("not for agents\n")
     (person.base / "outside" / "keep.txt").write_text("keep me\n")
+    person.own()
+    # Older than git's index: what git could not tell from what is changed it would read.
+    for path in workspace.rglob("*"):
+        os.utime(path, (1_000_000_000, 1_000_000_000))
     for command in (
         ["init", "-q", "-b", "main"],
         ["config", "user.name", "A Developer"],
