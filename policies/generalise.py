@@ -8,8 +8,8 @@ What is generalised, and nothing else (:data:`STATED` says it to a person):
   in the name of a file that was made;
 * a command keeps its program, its leading options and its first word, if that is a plain one and
   no name of a file; the rest is ``*``, and of more than six kinds all but the program is;
-* (in ``suggest``) what may be made may be changed, in one rule each action goes with each
-  path, and a host that was only looked up may be reached at every port.
+* (in ``suggest``) what may be made or linked may be changed, in one rule each action goes with
+  each path, and a host that was only looked up may be reached at every port.
 
 Pure: nothing here looks at the disk.
 """
@@ -27,8 +27,8 @@ STATED = (
     "Wider than what was seen only in this: DIR/** is three or more names in DIR (/tmp/**: one); a",
     "command keeps its program, options and first word (no file's name), of more than six kinds",
     "only its program; the random part of a temporary name, a time in the name of what was made, a",
-    "number in /proc, what cannot be written are ? or *; what may be made may be changed; in one",
-    "rule each action goes with each path; what was only looked up may be reached at every port.",
+    "number in /proc, what cannot be written are ? or *; what is made or linked may be changed; in",
+    "one rule each action goes with each path; what was looked up may be reached at every port.",
 )
 _ENOUGH = 3
 #: How deep a directory must lie to be summed up, in the home and elsewhere on the host.
